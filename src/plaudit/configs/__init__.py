@@ -1,0 +1,1 @@
+"""Validated configuration, one file per job. Never imports torch."""

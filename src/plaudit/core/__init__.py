@@ -1,0 +1,1 @@
+"""Pure functions over tensors: losses, log-probabilities, the packed layout. Imports torch alone."""

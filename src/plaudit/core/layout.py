@@ -1,0 +1,114 @@
+"""The packed layout: many groups laid end to end in one row, without padding and without repeated prompts."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where everything stands in one packed row of `N` tokens that holds `C` completions of `P` prompts.
+
+    The row is a sequence of *blocks*. A block is one prefix (a prompt, possibly empty) followed by the completions
+    that share it. A token attends to the prefix of its block and to its own segment, never to a sibling completion
+    and never to another block. Completions of one prompt may stand in several blocks (a chat template that is not
+    prefix-stable, an encoder, a group split in two): `group_index` and `slot_index` say where each score belongs.
+
+    Attention rule, with `b` block, `s` segment (0 = prefix), `p` position:
+        `allowed(q, k) = b_q == b_k and (s_k == s_q or s_k == 0) and (not causal or p_k <= p_q)`
+    A sliding window of `w` adds `p_q - p_k < w` (causal) or `|p_q - p_k| <= w // 2` (bidirectional), measured in
+    positions, not in places in the row.
+
+    Attributes:
+        positions: `[N]` int64. A prefix counts from 0; every completion starts at the length of its prefix.
+        block_ids: `[N]` int64, non-decreasing from 0.
+        segment_ids: `[N]` int64; 0 in a prefix, 1, 2, … in the completions of a block. In a bidirectional layout
+            prefix and completion form one text, so every segment id is 0 and every block holds one completion.
+        completion_starts: `[C]` int64, place in the row of the completion's first token.
+        completion_ends: `[C]` int64, one past the completion's last token; always greater than the start.
+        prefix_starts: `[C]` int64, place of the first token of the prefix that this completion sees.
+        prefix_ends: `[C]` int64, one past that prefix; equal to the start for an empty prefix.
+        group_index: `[C]` int64 in `0..P-1`, the prompt that the completion answers.
+        slot_index: `[C]` int64 in `0..K-1`, which of the prompt's completions it is.
+        num_groups: `P`.
+        num_slots: `K`, the width of the `[P, K]` score table.
+        causal: True for decoders; False for encoders.
+    """
+
+    positions: Tensor
+    block_ids: Tensor
+    segment_ids: Tensor
+    completion_starts: Tensor
+    completion_ends: Tensor
+    prefix_starts: Tensor
+    prefix_ends: Tensor
+    group_index: Tensor
+    slot_index: Tensor
+    num_groups: int
+    num_slots: int
+    causal: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """`N`, the number of tokens in the row."""
+        return self.positions.shape[0]
+
+    @property
+    def num_completions(self) -> int:
+        """`C`, the number of completions in the row."""
+        return self.completion_starts.shape[0]
+
+    @property
+    def predictor_index(self) -> Tensor:
+        """`[N]` int64: the place whose state predicts each token, -1 where nothing does.
+
+        The first token of every completion is predicted by the *last prefix token*, every other token by the one
+        before it in its own segment; the first token of a block by nothing.
+        """
+        index = torch.arange(self.num_tokens, device=self.positions.device) - 1
+        index = torch.where(self.positions == 0, torch.full_like(index, -1), index)
+        has_prefix = self.prefix_ends > self.prefix_starts
+        return index.scatter(0, self.completion_starts[has_prefix], self.prefix_ends[has_prefix] - 1)
+
+    def to(self, device: torch.device | str) -> "PackedLayout":
+        """The same layout with every index tensor on `device`."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Token ids of one packed row and its layout.
+
+    Attributes:
+        input_ids: `[N]` int64.
+        layout: where everything stands.
+    """
+
+    input_ids: Tensor
+    layout: PackedLayout
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on `device`."""
+        return PackedBatch(self.input_ids.to(device), self.layout.to(device))
+
+
+def scatter_to_table(values: Tensor, layout: PackedLayout, fill: float = 0.0) -> Tensor:
+    """Put one value per completion into the `[P, K]` table of its prompt and slot.
+
+    Args:
+        values: `[C]` or `[C, A]`, one value (or one per attribute) per completion.
+        layout: the layout that the values came from.
+        fill: what stands where a prompt has no completion.
+
+    Returns:
+        `[P, K]` or `[P, K, A]`, of the dtype of `values`; differentiable.
+
+    Raises:
+        ValueError: if the number of values is not the number of completions.
+    """
+    if values.shape[0] != layout.num_completions:
+        raise ValueError(f"{values.shape[0]} values for {layout.num_completions} completions")
+    table = values.new_full((layout.num_groups, layout.num_slots, *values.shape[1:]), fill)
+    return table.index_put((layout.group_index, layout.slot_index), values)

@@ -1,0 +1,1 @@
+"""Records, readers, audit, splits, tokenising and packing."""

@@ -1,0 +1,1 @@
+"""Was it any good: metrics, floors, intervals, plots and the report."""

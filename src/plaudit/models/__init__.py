@@ -1,0 +1,1 @@
+"""Backbones, packed attention, aggregation and the reward model."""

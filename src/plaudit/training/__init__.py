@@ -1,0 +1,1 @@
+"""Shared services and one visible loop per job."""
