@@ -1,0 +1,104 @@
+"""Optimizers with sensible parameter groups, and gradient clipping."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    head_learning_rate: float | None = None,
+    head_prefixes: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into groups by learning rate and weight decay.
+
+    Vectors and scalars (norms, biases, a tie parameter) and embeddings are not decayed: pulling them towards 0 does
+    not simplify the function, it only shrinks scales that the network must win back (Loshchilov and Hutter 2019
+    decay all; leaving these out is the practice since GPT-2). Parameters whose name starts with one of
+    `head_prefixes` may have their own rate: a fresh head on a pretrained backbone wants a larger one.
+
+    Args:
+        model: whose `named_parameters` with `requires_grad` are taken, each once (tied ones are not doubled).
+        learning_rate: peak rate of the backbone.
+        weight_decay: of matrices that are not embeddings.
+        head_learning_rate: peak rate of the head; None means `learning_rate`.
+        head_prefixes: how the names of head parameters start.
+
+    Returns:
+        Groups with `params`, `lr`, `peak_lr`, `weight_decay` and `name`, in a fixed order, without empty ones.
+
+    Raises:
+        ValueError: if nothing is trainable.
+    """
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "head" if any(name.startswith(prefix) for prefix in head_prefixes) else "backbone"
+        decayed = parameter.ndim >= 2 and id(parameter) not in embeddings
+        groups.setdefault((part, decayed), []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no trainable parameters")
+    rates = {"backbone": learning_rate, "head": learning_rate if head_learning_rate is None else head_learning_rate}
+    return [
+        {
+            "params": groups[part, decayed],
+            "lr": rates[part],
+            "peak_lr": rates[part],
+            "weight_decay": weight_decay if decayed else 0.0,
+            "name": f"{part}/{'decayed' if decayed else 'not decayed'}",
+        }
+        for part, decayed in sorted(groups)
+    ]
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]],
+    *,
+    name: str,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    momentum: float = 0.0,
+) -> torch.optim.Optimizer:
+    """AdamW (decoupled decay) or plain SGD (with momentum where it is not 0) over `groups`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, eps=epsilon)
+    if name == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum)
+    raise ValueError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; None measures and leaves them.
+
+    Returns:
+        The norm before clipping, a scalar; not finite when a gradient is not.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm

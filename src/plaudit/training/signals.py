@@ -1,0 +1,38 @@
+"""SIGTERM and SIGINT as a request: the run finishes what it must, saves, and leaves with a message."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+from plaudit.training.messages import say
+
+
+class StopRequest:
+    """A context in which the first SIGTERM or SIGINT sets `requested` to the signal's name and a second one kills.
+
+    The previous handlers come back on leaving. Outside the main thread, where Python forbids handlers, it never
+    requests anything.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._request) or signal.SIG_DFL
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        say(f"{self.requested}: saving a checkpoint before stopping (once more to stop at once)")
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
