@@ -1,0 +1,103 @@
+"""The command `plaudit`.
+
+A verb is one thin file `cli/<verb>.py`. It is registered below by an import string, so that `plaudit --help` imports
+neither the verb nor torch. A verb with a configuration follows this pattern, nothing else:
+
+    '''`plaudit reward`: train a reward model.'''
+
+    from plaudit.cli.verb import Words, run_verb
+    from plaudit.configs.reward import RewardTrainingConfig
+
+
+    def reward(*words: Words) -> None:
+        '''Train a reward model from comparisons.'''
+        run_verb(
+            words, RewardTrainingConfig, "plaudit.training.reward:main", verb="reward", about=reward.__doc__ or ""
+        )
+
+The job itself is `def main(config: RewardTrainingConfig, *, dry_run: bool = False) -> …`: importable from Python, and
+with `dry_run=True` it prints what the run would need (the resolved configuration has been printed already). With
+`positional="model"` plain words (`plaudit evaluate reward MODEL`) fill that key; a list key takes them all.
+
+A verb with two or three options and no configuration is an ordinary cyclopts function (see `cli/doctor.py`). Faults of
+the user are raised as `ValueError` (or `OSError`) and become one line on stderr and exit code 2, here and only here.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from cyclopts import App, CycloptsError
+
+import plaudit
+
+VERBS: dict[str, tuple[str, str]] = {
+    "doctor": ("plaudit.cli.doctor:doctor", "Say what this machine can do: devices, dtypes, extras, attention."),
+    "data inspect": ("plaudit.cli.data:inspect", "Audit a file of comparisons: counts, ties, contradictions, floors."),
+    "data convert": ("plaudit.cli.data:convert", "Read any known format and write Plaudit's own records."),
+    "sft": ("plaudit.cli.sft:sft", "Supervised fine-tuning on demonstrations."),
+    "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
+    "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
+    "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
+    "export": ("plaudit.cli.export:export", "Write a reward model for other tools, and say what cannot be expressed."),
+    "demo": ("plaudit.cli.demo:demo", "The built-in world: from rankings to an evaluated reward model in two minutes."),
+}
+"""Verb to its import string and one line of help."""
+
+VERB_GROUPS = {"data": "Look at and convert comparisons.", "evaluate": "Measure a model."}
+
+
+def build_app() -> App:
+    """The cyclopts application with every verb registered by its import string, none of them imported."""
+    app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__)
+    groups: dict[str, App] = {}
+    for verb, (import_string, about) in VERBS.items():
+        if find_spec(import_string.partition(":")[0]) is None:
+            continue
+        parent, name = app, verb
+        if " " in verb:
+            group, _, name = verb.partition(" ")
+            if group not in groups:
+                groups[group] = App(name=group, help=VERB_GROUPS[group])
+                app.command(groups[group])
+            parent = groups[group]
+        # A verb with a configuration prints its own help page, which lists every key of it.
+        parent.command(import_string, name=name, help=about, **_own_help(verb))
+    return app
+
+
+CONFIGURED_VERBS = frozenset({"sft", "reward", "evaluate reward", "demo"})
+"""The verbs whose help page and flags come from a configuration class (`plaudit.cli.verb.run_verb`)."""
+
+
+def _own_help(verb: str) -> dict[str, list[str]]:
+    return {"help_flags": [], "version_flags": []} if verb in CONFIGURED_VERBS else {}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point of `plaudit`.
+
+    Faults of the user (`ValueError`, `OSError`, unknown options) end with one line on stderr and exit code 2.
+    `--traceback`, or `PLAUDIT_TRACEBACK=1`, shows where they came from.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = os.environ.get("PLAUDIT_TRACEBACK", "") not in ("", "0")
+    if "--traceback" in words:
+        words.remove("--traceback")
+        show_traceback = True
+    try:
+        build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except BrokenPipeError:
+        # The reader of our output has left (`plaudit … | head`): no fault, and nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (CycloptsError, ValueError, OSError) as error:
+        if show_traceback:
+            traceback.print_exc()
+        for line in str(error).strip().splitlines() or [type(error).__name__]:
+            sys.stderr.write(f"plaudit: {line}\n")
+        sys.exit(2)

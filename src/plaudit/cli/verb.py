@@ -1,0 +1,70 @@
+"""What every verb with a configuration shares: flags, files, `--help`, `--print-config`, `--dry-run`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from plaudit.configs.base import Config, dump_config, load_config
+from plaudit.configs.flags import parse_flags
+
+Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+"""The annotation of a verb's `*words`: everything after the verb, flags included, as it was typed."""
+
+COMMON_OPTIONS = (
+    ("--print-config", "Print the resolved configuration as YAML and stop."),
+    ("--dry-run", "Print the resolved configuration and what the run would need, and stop."),
+    ("--traceback", "Show where an error came from (also PLAUDIT_TRACEBACK=1)."),
+    ("--help", "Show this page."),
+)
+
+
+def run_verb(
+    words: tuple[str, ...],
+    config_class: type[Config],
+    main: str,
+    *,
+    verb: str,
+    about: str,
+    positional: str | None = None,
+) -> None:
+    """Put a verb's configuration together and call its job.
+
+    Args:
+        words: everything typed after the verb.
+        config_class: the verb's configuration.
+        main: import string `module:function` of the job; `main(config)` runs it and `main(config, dry_run=True)`
+            prints what it would need. Imported only after the configuration is known to be valid.
+        verb: the words that call the verb, for the help page.
+        about: what the verb does, for the help page.
+        positional: the configuration key that takes plain words which are no YAML files.
+
+    Raises:
+        ConfigError: (a ValueError) when the configuration does not hold.
+    """
+    options = [word for word in words if word in ("-h", "--help", "--print-config", "--dry-run")]
+    if "-h" in options or "--help" in options:
+        from plaudit.cli.help import print_verb_help
+
+        print_verb_help(config_class, verb=verb, about=about, positional=positional)
+        return
+    files, flags = parse_flags(config_class, [word for word in words if word not in options], positional=positional)
+    config = load_config(config_class, files, flags)
+    if "--print-config" in options:
+        sys.stdout.write(dump_config(config))
+        return
+    if "--dry-run" in options:
+        sys.stdout.write(dump_config(config))
+        sys.stdout.flush()
+        import_string(main)(config, dry_run=True)
+        return
+    import_string(main)(config)
+
+
+def import_string(path: str) -> Callable[..., Any]:
+    """The object that `module:name` names, imported now."""
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
