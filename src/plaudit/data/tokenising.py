@@ -1,0 +1,372 @@
+"""Tokenising: a prompt once and its completions separately, ready for packing."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from plaudit.data.records import Prompt
+from plaudit.data.templates import ChatTemplate, Rendering, TextTemplate, bare_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TooLong = Literal["refuse", "truncate_prompt"]
+TemplateChoice = Literal["auto", "chat", "plain", "raw"]
+
+
+class TextTooLongError(ValueError):
+    """A text that does not fit into the maximal length and may not, or cannot, be shortened."""
+
+
+@dataclass(frozen=True)
+class TokenisedBlock:
+    """One prefix and the completions that share it, as token ids.
+
+    Attributes:
+        prefix: ids of the prompt with everything that stands before an answer; may be empty.
+        completions: ids of each completion, with its end token; never empty.
+        slots: which of the prompt's completions each one is.
+    """
+
+    prefix: list[int]
+    completions: list[list[int]]
+    slots: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the block takes in a packed row."""
+        return len(self.prefix) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class TokenisedGroup:
+    """The completions of one prompt: one block where all share the prefix, else one block per completion.
+
+    Attributes:
+        blocks: the group's blocks.
+    """
+
+    blocks: tuple[TokenisedBlock, ...]
+
+    @property
+    def num_slots(self) -> int:
+        """One more than the largest slot, the width that the group needs in a `[P, K]` table."""
+        return max((slot for block in self.blocks for slot in block.slots), default=-1) + 1
+
+    @property
+    def num_completions(self) -> int:
+        """How many completions the group has."""
+        return sum(len(block.completions) for block in self.blocks)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the group takes in a packed row."""
+        return sum(block.num_tokens for block in self.blocks)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text `prefix + completion`."""
+        return max(len(block.prefix) + max(map(len, block.completions)) for block in self.blocks)
+
+
+class TextTokeniser:
+    """Turns a prompt and its completions into token ids, with one rule for training, scoring and generation.
+
+    Decoders: the prompt is rendered up to where an answer starts and tokenised once, with a bos token where the
+    tokenizer (or its chat template) puts one; each completion is tokenised on its own and ends in the end token,
+    which is appended where it is missing, unless the answer is marked as cut off. That is what a policy sees when it
+    samples, so a merge across the border of prompt and completion never happens. Where the template renders the
+    prompt differently once an answer follows, the group gets one block per completion (counted as `unstable`).
+
+    Encoders: one block per completion, `[CLS] prompt [SEP] completion [SEP]` or whatever the tokenizer builds from a
+    pair of texts; the completion's tokens include the separator that ends it. `completion_token_type` says which
+    token type the tokenizer gives to the second text.
+
+    Special tokens that a text spells out are read as special tokens, as everywhere in the field. Lone surrogates,
+    which no tokenizer takes, become U+FFFD (counted).
+
+    Attributes:
+        tokenizer: the tokenizer.
+        causal: True for decoders.
+        max_length: most tokens of `prefix + completion`.
+        too_long: "refuse" raises `TextTooLongError`; "truncate_prompt" drops tokens from the left of the prompt, behind
+            bos or CLS, as many for every completion of the group as the longest one needs. A completion is never
+            shortened: one that does not fit even alone is refused.
+        template: "chat", "plain" or "raw": what is in use (see `plaudit.data.templates`); "pair" for encoders.
+        end_token: text of the token that ends every answer; None for encoders.
+        completion_token_type: token type of the second text of a pair; 0 for decoders.
+        counts: what happened so far: `groups`, `completions`, `prompts_truncated`, `prompt_tokens_dropped`, `refused`,
+            `unstable`, `verbatim`, `surrogates`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        causal: bool,
+        max_length: int,
+        too_long: TooLong = "refuse",
+        template: TemplateChoice = "auto",
+        end_token: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Choose the template and derive the end token and the special tokens around texts.
+
+        Args:
+            tokenizer: the tokenizer.
+            causal: True for decoders, False for encoders.
+            max_length: most tokens of `prefix + completion`.
+            too_long: what happens to longer ones, see the class.
+            template: "auto" takes the chat template where the tokenizer has one, else the plain one.
+            end_token: text of the end token, where the derived one is wrong.
+            template_options: further arguments of the chat template.
+
+        Raises:
+            ValueError: if a choice is unknown or contradicts the others, or there is no end token.
+        """
+        if too_long not in ("refuse", "truncate_prompt"):
+            raise ValueError(f'too_long is {too_long!r}; use "refuse" or "truncate_prompt"')
+        if template not in ("auto", "chat", "plain", "raw"):
+            raise ValueError(f'template is {template!r}; use "auto", "chat", "plain" or "raw"')
+        if max_length < 1:
+            raise ValueError(f"max_length is {max_length}; it must be at least 1")
+        self.tokenizer = tokenizer
+        self.causal = causal
+        self.max_length = max_length
+        self.too_long = too_long
+        self.end_token: str | None = None
+        self.completion_token_type = 0
+        self.counts: Counter[str] = Counter()
+        self.template: str = "pair"
+        if causal:
+            self._set_template(template, end_token, template_options)
+            self._head = [] if self.template == "chat" else _leading_specials(tokenizer)
+            self._anchor = _find_anchor(tokenizer)
+        else:
+            if template == "chat":
+                raise ValueError("template='chat' is for decoders; an encoder reads a pair of texts, use 'auto'")
+            self._pair = _pair_specials(tokenizer)
+            self.completion_token_type = self._pair.token_type
+
+    def _set_template(self, template: TemplateChoice, end_token: str | None, options: Mapping[str, Any] | None) -> None:
+        has_chat = bool(getattr(self.tokenizer, "chat_template", None))
+        if template == "chat" and not has_chat:
+            raise ValueError("template='chat' but the tokenizer has no chat template; use 'plain' or set one")
+        self._template: ChatTemplate | TextTemplate
+        if template == "chat" or (template == "auto" and has_chat):
+            self.template = "chat"
+            self._template = ChatTemplate(self.tokenizer, end_token=end_token, options=options)
+        else:
+            self.template = "raw" if template == "raw" else "plain"
+            end = end_token or self.tokenizer.eos_token
+            if not end:
+                raise ValueError("the tokenizer has no eos token; give end_token")
+            self._template = TextTemplate(end, headers=self.template == "plain")
+        self.end_token = self._template.end_token
+        if len(self._encode([self._template.end_token])[0]) != 1:
+            raise ValueError(f"end_token {self.end_token!r} is not one token of the tokenizer")
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The id of the end token; None for encoders."""
+        return None if self.end_token is None else self._encode([self.end_token])[0][0]
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt as a policy reads them before it answers (decoders only, never truncated)."""
+        if not self.causal:
+            raise ValueError("an encoder has no prompt of its own; use group(prompt, completions)")
+        return self._head + self._encode([self._clean(self._template.prompt(self._clean_prompt(prompt)))])[0]
+
+    def group(
+        self, prompt: Prompt, completions: Sequence[str], *, cut_off: Sequence[bool] | None = None
+    ) -> TokenisedGroup:
+        """Tokenise one prompt with its completions.
+
+        Args:
+            prompt: text or messages.
+            completions: the `K` answers, `K >= 1`; their places become the slots.
+            cut_off: which answers reached a length limit and therefore get no end token; default: none.
+
+        Returns:
+            One block, or one per completion (encoders, unstable templates).
+
+        Raises:
+            TextTooLongError: by the policy in `too_long`, counted as `refused`.
+            ValueError: if there is no completion, `cut_off` has another length, a cut-off answer has no token, or the
+                template refuses the conversation.
+        """
+        if not completions:
+            raise ValueError("a group needs at least one completion")
+        cuts = [False] * len(completions) if cut_off is None else list(cut_off)
+        if len(cuts) != len(completions):
+            raise ValueError(f"cut_off has {len(cuts)} entries for {len(completions)} completions")
+        prompt = self._clean_prompt(prompt)
+        texts = [self._clean(text) for text in completions]
+        if self.causal:
+            head, blocks = self._decoder_blocks(prompt, texts, cuts)
+        else:
+            head, blocks = self._encoder_blocks(prompt, texts)
+        for block in blocks:
+            for slot, ids in zip(block.slots, block.completions, strict=True):
+                if not ids:
+                    raise ValueError(f"completion {slot} is empty and has no end token; nothing would carry its score")
+        group = self._fit(TokenisedGroup(tuple(blocks)), head)
+        self.counts["groups"] += 1
+        self.counts["completions"] += len(texts)
+        return group
+
+    def _decoder_blocks(
+        self, prompt: Prompt, texts: list[str], cut_off: list[bool]
+    ) -> tuple[int, list[TokenisedBlock]]:
+        end = self._template.end_token
+        bare = [text if cut else _without_end(text, end) for text, cut in zip(texts, cut_off, strict=True)]
+        renderings = self._template.completions(prompt, bare, cut_off)
+        self.counts["verbatim"] += sum(r.verbatim for r in renderings)
+        continuations = self._continue([r.completion for r in renderings])
+        slots = list(range(len(texts)))
+        if all(r.stable for r in renderings):
+            prefix = self._head + self._encode([renderings[0].prefix])[0]
+            return self._head_length(prefix), [TokenisedBlock(prefix, continuations, slots)]
+        self._report_unstable(renderings)
+        prefixes = [self._head + ids for ids in self._encode([r.prefix for r in renderings])]
+        blocks = [TokenisedBlock(prefixes[k], [continuations[k]], [k]) for k in slots]
+        return self._head_length(prefixes[0]), blocks
+
+    def _encoder_blocks(self, prompt: Prompt, texts: list[str]) -> tuple[int, list[TokenisedBlock]]:
+        pair = self._pair
+        prompt_ids, *continuations = self._encode([bare_prompt(prompt), *texts])
+        prefix = pair.head + prompt_ids + pair.middle
+        return len(pair.head), [
+            TokenisedBlock(prefix, [ids + pair.tail], [slot]) for slot, ids in enumerate(continuations)
+        ]
+
+    def _head_length(self, prefix: list[int]) -> int:
+        """How many tokens at the front of a prefix survive truncation: the bos token, wherever it came from."""
+        return len(self._head) or int(bool(prefix) and prefix[0] == self.tokenizer.bos_token_id)
+
+    def _fit(self, group: TokenisedGroup, head: int) -> TokenisedGroup:
+        """The group cut to `max_length` by the policy; `head` leading tokens of each prefix stay."""
+        excess = group.longest - self.max_length
+        if excess <= 0:
+            return group
+        if self.too_long == "refuse":
+            self.counts["refused"] += 1
+            raise TextTooLongError(
+                f"prompt and completion have {group.longest} tokens, more than max_length {self.max_length}; "
+                'raise max_length or use too_long="truncate_prompt"'
+            )
+        # The separator between an encoder's texts must stay as well.
+        kept_behind = 0 if self.causal else len(self._pair.middle)
+        longest = max(len(ids) for block in group.blocks for ids in block.completions)
+        room = self.max_length - longest - head - kept_behind
+        if room < 0:
+            self.counts["refused"] += 1
+            raise TextTooLongError(
+                f"a completion of {longest} tokens does not fit into max_length {self.max_length} even without its "
+                "prompt, and a completion is never shortened; raise max_length or leave the record out"
+            )
+        self.counts["prompts_truncated"] += 1
+        blocks = []
+        for block in group.blocks:
+            drop = max(0, len(block.prefix) - head - kept_behind - room)
+            self.counts["prompt_tokens_dropped"] += drop
+            blocks.append(
+                TokenisedBlock(block.prefix[:head] + block.prefix[head + drop :], block.completions, block.slots)
+            )
+        return TokenisedGroup(tuple(blocks))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _continue(self, texts: list[str]) -> list[list[int]]:
+        """Tokenise texts as continuations, without the space that some tokenizers put before every text."""
+        if self._anchor is None:
+            return self._encode(texts)
+        length = len(self._encode([self._anchor])[0])
+        return [ids[length:] for ids in self._encode([self._anchor + text for text in texts])]
+
+    def _clean(self, text: str) -> str:
+        if text.isascii():
+            return text
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.counts["surrogates"] += 1
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
+
+    def _clean_prompt(self, prompt: Prompt) -> Prompt:
+        if isinstance(prompt, str):
+            return self._clean(prompt)
+        return tuple(type(m)(m.role, self._clean(m.content)) for m in prompt)
+
+    def _report_unstable(self, renderings: list[Rendering]) -> None:
+        if not self.counts["unstable"]:
+            logger.warning(
+                "the chat template renders a prompt differently once an answer follows; such groups take one block "
+                "per completion (first seen with %d completions)",
+                len(renderings),
+            )
+        self.counts["unstable"] += 1
+
+
+@dataclass(frozen=True)
+class _PairSpecials:
+    head: list[int]
+    middle: list[int]
+    tail: list[int]
+    token_type: int
+
+
+def _without_end(text: str, end_token: str) -> str:
+    """The text without end tokens at its end, so that exactly one is appended."""
+    while text.endswith(end_token):
+        text = text.removesuffix(end_token)
+    return text
+
+
+def _leading_specials(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What the tokenizer puts before a text (bos); what it may put behind one is not wanted before an answer."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    dressed = list(tokenizer("a")["input_ids"])
+    for start in range(len(dressed) - len(bare) + 1):
+        if dressed[start : start + len(bare)] == bare:
+            return dressed[:start]
+    return []
+
+
+def _find_anchor(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """A text to tokenise completions behind, where the tokenizer puts a space before every text; else None."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    anchor = "\n"
+    return None if ids(anchor) + ids("ab") == ids(anchor + "ab") else anchor
+
+
+def _pair_specials(tokenizer: "PreTrainedTokenizerBase") -> _PairSpecials:
+    """The special tokens that the tokenizer builds around and between two texts, found from a pair of letters."""
+    encoded = tokenizer("a", "b")
+    ids = list(encoded["input_ids"])
+    first, second = (list(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in "ab")
+    start = next((i for i in range(len(ids)) if ids[i : i + len(first)] == first), None)
+    end = next((i for i in range(len(ids), -1, -1) if ids[i - len(second) : i] == second), None)
+    if start is None or end is None or not first or not second or start + len(first) > end - len(second):
+        raise ValueError("cannot see how this tokenizer joins two texts; an encoder needs a tokenizer of pairs")
+    middle = ids[start + len(first) : end - len(second)]
+    types = encoded.get("token_type_ids")
+    return _PairSpecials(ids[:start], middle, ids[end:], int(types[end - 1]) if types else 0)
