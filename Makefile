@@ -1,0 +1,54 @@
+# Every target makes the virtual environment it needs: Python 3.11 or later and make are enough.
+#   make demo      the built-in world, from rankings to an evaluated reward model
+#   make test      the tests, at reduced size (minutes)
+#   make test-all  every test at full size
+#   make check     formatting, lint, types, architecture
+#   make bench     the benchmarks
+#   make docs      the manual, into site/
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
+	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$candidate; break; fi; done)
+
+.PHONY: demo test test-all check bench docs venv clean
+.DEFAULT_GOAL := test
+
+venv: $(STAMP)
+
+# torch comes first and alone: pinned, so that nothing that depends on it can draw another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "Plaudit needs Python 3.11 or later; '$(if $(PYTHON),$(PYTHON),python3)' is not. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@if [ ! -x $(BIN)/python ]; then $(PYTHON) -m venv $(VENV) || { \
+		echo "Python cannot make virtual environments here; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/plaudit demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout 36000
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/*.py; do \
+		if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script"; else echo "benchmarks/ holds no benchmark."; fi; done
+
+docs: $(STAMP)
+	$(BIN)/python -m plaudit.configs.manual docs/configuration.md
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
