@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "Plaudit needs Python 3.11 or later; '$(if $(PYTHON),$(PYTHON),python3)' is not. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@if [ ! -x $(BIN)/python ]; then $(PYTHON) -m venv $(VENV) || { \
 		echo "Python cannot make virtual environments here; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -110,7 +110,7 @@ def try_dtype(device: str, dtype: torch.dtype, size: int = _MATMUL_SIZE) -> dict
     a, b = left.to(device).requires_grad_(), right.to(device)
     try:
         product = a @ b
-        (product.float().square().sum() / size).backward()
+        (product.float().square().sum() / size).backward()  # type: ignore[no-untyped-call]
         assert a.grad is not None
         errors = [
             (found.detach().cpu().double() - wanted).abs().max() / wanted.abs().max()
@@ -128,7 +128,7 @@ def try_dtype(device: str, dtype: torch.dtype, size: int = _MATMUL_SIZE) -> dict
 
 def _median_seconds(function: Callable[[], torch.Tensor], device: str, repeats: int = 5) -> float:
     """Median seconds of one call; on an accelerator the queue is drained before and after."""
-    wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
+    wait: Callable[[], None] = torch.accelerator.synchronize if device != "cpu" else lambda: None
     times = []
     for _ in range(repeats):
         wait()
