@@ -157,7 +157,9 @@ def _require_plain(value: Any, where: str) -> None:
         for index, inner in enumerate(value):
             _require_plain(inner, f"{where}[{index}]")
     elif not isinstance(value, Tensor | bool | int | float | str | None):
-        raise ValueError(f"checkpoint: {where} is a {type(value).__name__}; only tensors, numbers and strings are saved")
+        raise ValueError(
+            f"checkpoint: {where} is a {type(value).__name__}; only tensors, numbers and strings are saved"
+        )
 
 
 def _remove_partial(folder: Path) -> None:

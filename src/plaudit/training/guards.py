@@ -30,9 +30,7 @@ def require_finite_losses(losses: Sequence[float], record_ids: Sequence[Sequence
         )
 
 
-def require_finite_gradient(
-    norm: float, model: nn.Module, record_ids: Sequence[Sequence[str]], *, step: int
-) -> None:
+def require_finite_gradient(norm: float, model: nn.Module, record_ids: Sequence[Sequence[str]], *, step: int) -> None:
     """Stop if the norm of the whole gradient is not finite.
 
     Raises:

@@ -1,0 +1,96 @@
+"""Training a reward model from what people preferred."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.configs.model import RewardModelConfig
+from plaudit.configs.training import TrainingConfig
+
+PAIR_LOSSES = ("auto", "pairwise", "davidson", "rao_kupper")
+
+
+class RewardTrainingConfig(TrainingConfig):
+    """Train a reward model from comparisons: rankings, picks, votes, scores, labels or ratings."""
+
+    model: RewardModelConfig
+    """The backbone, the aggregation and the head."""
+
+    data: tuple[str, ...] = ()
+    """Files, folders or dataset names of comparisons."""
+    format: str | None = None
+    """The reader of `data` and `held_out`; None recognises it from the columns."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """Stop at the first record that cannot be read, or skip such records and count them by reason."""
+    annotators: Literal["merge", "apart"] = "apart"
+    """Several annotators of the same completions: one comparison each, or merged into votes."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most this many records of each source."""
+    held_out: tuple[str, ...] = ()
+    """Comparisons to evaluate on; never trained on."""
+    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `held_out`: hold out about this share of `data`, whole prompts at a time."""
+    split_by: Literal["prompt", "group"] = "prompt"
+    """What must not stand on both sides of that split: the first user turn, or the record's `group`."""
+    demonstrations: tuple[str, ...] = ()
+    """Completions that people wrote; after training their scores average 0. Without them the training completions'."""
+    too_long: Literal["refuse", "truncate_prompt"] = "truncate_prompt"
+    """Texts beyond the model's length: stop, or cut the prompt from the left; a completion is never cut."""
+
+    loss: Literal[
+        "auto",
+        "best_of_k",
+        "votes",
+        "pairwise",
+        "plackett_luce",
+        "davidson",
+        "rao_kupper",
+        "regression",
+        "classification",
+    ] = "auto"
+    """`auto` goes by each record's judgement: rankings and scores `pairwise` (one completion alone: `regression`),
+    picks `best_of_k`, votes `votes`, labels `classification`, ratings `regression`. Any other name holds for all."""
+    margin: Literal["none", "record", "constant", "scores"] = "none"
+    """What is demanded beyond winning a pair: nothing, the record's own margin, `margin_size`, or `margin_size` times
+    the gap between the people's scores."""
+    margin_size: float = Field(default=1.0, ge=0)
+    """The constant margin, or the factor on score gaps."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a pair was judged the wrong way round: pairs only."""
+    tie_threshold: float = Field(default=0.0, ge=0)
+    """Scores that differ by less than this count as tied; 0 ties only equal ones."""
+    top: int | None = Field(default=None, gt=0)
+    """`plackett_luce` reads only the first `top` places of a ranking."""
+    centring: float = Field(default=0.0, ge=0)
+    """Weight of the mean squared score, which keeps scores near 0 (Eisenstein et al. 2023 use 0.01)."""
+    shuffled_pairs: bool = False
+    """Each pair of a ranking becomes a batch element of its own, shuffled among the others, with the prompt's weight
+    shared among its pairs. The way InstructGPT warns against: for comparison only."""
+    stop_on: Literal["auto", "log_loss", "loss"] = "auto"
+    """The held-out value that patience and the best checkpoint go by: the Bradley-Terry `log_loss` of pairs, or the
+    training `loss`. `auto` takes `log_loss` where there are judged pairs and the loss is not an absolute one."""
+    normalise: bool = True
+    """Shift scores after training so that demonstrations average 0; never done for absolute losses."""
+
+    output: Path = Path("runs/reward")
+    """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
+
+    @model_validator(mode="after")
+    def _check_reward(self) -> "RewardTrainingConfig":
+        if self.held_out and self.held_out_fraction is not None:
+            raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
+        pair_loss = self.loss in PAIR_LOSSES
+        if self.margin != "none" and not pair_loss:
+            raise ValueError(f"margin: {self.margin} has no meaning for loss: {self.loss}; it belongs to pairs")
+        if self.margin != "none" and self.loss in ("davidson", "rao_kupper"):
+            raise ValueError(f"margin: {self.margin} cannot be combined with the tie model {self.loss}")
+        if self.label_smoothing and self.loss not in ("auto", "pairwise"):
+            raise ValueError(f"label_smoothing: {self.label_smoothing} has no meaning for loss: {self.loss}")
+        if self.shuffled_pairs and self.loss not in ("auto", "pairwise"):
+            raise ValueError(f"shuffled_pairs needs loss: pairwise, not {self.loss}")
+        if self.top is not None and self.loss != "plackett_luce":
+            raise ValueError(f"top: {self.top} is an option of loss: plackett_luce, not of {self.loss}")
+        if self.loss in ("auto", "regression", "classification") or not self.model.attributes:
+            return self
+        raise ValueError(f"loss: {self.loss} compares one score; a model with attributes needs regression or auto")

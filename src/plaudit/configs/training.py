@@ -1,0 +1,107 @@
+"""What every training job shares: where it writes, how far it goes, how it steps, when it looks and saves."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.configs.base import Config
+
+
+class OptimizerConfig(Config):
+    """The optimizer, its learning rates and their schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`adamw` (decoupled weight decay), or plain `sgd`."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak rate. 1e-5 to 5e-5 suits full fine-tuning, 1e-4 to 3e-4 LoRA, 1e-3 a small model from scratch."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate of the reward head; None means the same as the rest. A fresh head often wants ten times more."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decay of matrices; norms, biases, other vectors and embeddings are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging of the gradient and of its square."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's floor under the root of the squared average."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum of `sgd`."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate goes on after the warm-up: flat, a straight line or half a cosine down to `final_fraction`."""
+    warmup: float = Field(default=0.05, ge=0)
+    """Warm-up: below 1 a fraction of all steps, from 1 on a number of steps."""
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+    """What is left of the peak rate at the last step."""
+    max_gradient_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this joint norm; None leaves them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas}: both must lie in [0, 1)")
+        if self.momentum and self.name != "sgd":
+            raise ValueError("momentum is an option of sgd; adamw has betas")
+        return self
+
+
+class TrainingConfig(Config):
+    """The options that supervised fine-tuning and reward training share."""
+
+    output: Path = Path("runs/training")
+    """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds a run; without it such a folder is refused unless `resume` is given."""
+    resume: bool = False
+    """Go on from the last good checkpoint in `output`; starts at the beginning where there is none."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, the order of the data and dropout."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training records; parts of one are allowed."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after this many optimizer steps even if the epochs are not over."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after this many evaluations in a row without an improvement; needs held-out records."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """How much lower (in nats) the held-out value must be to count as an improvement."""
+    keep_best: bool = True
+    """With held-out records: the final model is that of the best evaluation, not that of the last step."""
+
+    records_per_step: int = Field(default=32, gt=0)
+    """Prompts (or demonstrations) per optimizer step."""
+    tokens_per_micro_batch: int = Field(default=8192, gt=0)
+    """Token budget of one forward pass, which bounds memory; a step takes as many passes as it needs. It does not
+    change what is computed, only in how many pieces; a single record that is longer goes alone."""
+    window_steps: int = Field(default=1, gt=0)
+    """So many steps are sorted by length together before they are cut and shuffled. 1 keeps steps unbiased in length,
+    which packed rows need not pay for; more saves padding where rows are padded."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer, rates, schedule, clipping."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the backbone's products in bfloat16; weights, head and loss stay in float32."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, far less memory."""
+
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations on held-out records; None: once at the end of every epoch."""
+    save_every: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints; None: once at the end of every epoch. The last step and the best are always saved."""
+    keep_last: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay on the disk, beside the best one. Two, so that a damaged one is no
+    disaster."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between printed lines; `metrics.jsonl` and the trackers get every step."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Where metrics go besides `metrics.jsonl`."""
+    quiet: bool = False
+    """Print no progress and no notes; warnings still appear."""
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> "TrainingConfig":
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite throws it away: give one of them")
+        if self.tolerance and self.patience is None:
+            raise ValueError(f"tolerance: {self.tolerance} has no effect without patience")
+        return self

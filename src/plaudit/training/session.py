@@ -1,0 +1,194 @@
+"""The state of a run between two optimizer steps: how it is saved, found again, and never mixed up with another's."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit.configs.base import dump_config
+from plaudit.configs.training import TrainingConfig
+from plaudit.training.checkpoints import (
+    checkpoint_path,
+    load_checkpoint,
+    load_last_good,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from plaudit.training.messages import warn
+from plaudit.training.random_state import random_state, set_random_state
+from plaudit.training.stopping import BestSoFar
+
+RUN_ENTRIES = ("checkpoints", "model", "metrics.jsonl", "configuration.yaml", "result.json", "tensorboard")
+FREE_KEYS = frozenset(
+    {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "keep_best", "log_every", "trackers"}
+    | {"quiet", "save_every", "device"}
+)
+LENGTH_KEYS = frozenset({"epochs", "max_steps"})
+
+
+@dataclass
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done, which is also the place in the data and in the learning-rate schedule.
+        tokens: tokens put through the network in training, forward only counted once.
+        records: records seen, repetitions counted.
+        evaluation: the metrics of the last evaluation.
+        best_evaluation: the metrics of the best one.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    records: int = 0
+    evaluation: dict[str, float] = field(default_factory=dict)
+    best_evaluation: dict[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """Saves and restores one run: weights, optimizer, random state, place in the data, history of the evaluations.
+
+    Only trainable parameters and buffers are saved; frozen ones (under LoRA) come from their source again and are
+    compared by SHA-256. A checkpoint knows its configuration and its data and refuses to go on with others.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, trained: nn.Module, optimizer: torch.optim.Optimizer, *, data_hash: str
+    ) -> None:
+        self.config, self.trained, self.optimizer = config, trained, optimizer
+        self.folder = config.output / "checkpoints"
+        self.state = RunState()
+        self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
+        self._identity = {"data": data_hash, "frozen": frozen_hash(trained)}
+        self._saved_step = -1
+
+    def save(self, randomness: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint of the run as it stands, and remove those that need not be kept.
+
+        Args:
+            randomness: the random state to save where it is not that of this moment (a step was broken off).
+        """
+        path = save_checkpoint(
+            self.folder,
+            self.state.step,
+            {
+                "run": dict(vars(self.state)),
+                "best": self.best.state_dict(),
+                "trained": trainable_state(self.trained),
+                "optimizer": self.optimizer.state_dict(),
+                "random": random_state() if randomness is None else randomness,
+                "identity": self._identity,
+                "config": self.config.model_dump_json(),
+            },
+        )
+        self._saved_step = self.state.step
+        keep = {self.best.step} if self.config.keep_best else set()
+        prune_checkpoints(self.folder, keep_last=self.config.keep_last, keep_steps=keep)
+        return path
+
+    @property
+    def saved(self) -> bool:
+        """True when the present step has a checkpoint."""
+        return self._saved_step == self.state.step
+
+    def resume(self) -> bool:
+        """Take everything from the last good checkpoint; False when there is none.
+
+        Raises:
+            ValueError: if the checkpoint is of other data, of another configuration or of other frozen weights.
+        """
+        checkpoint = load_last_good(self.folder)
+        if checkpoint is None:
+            return False
+        saved = checkpoint.state
+        for key, meaning in (("data", "training records"), ("frozen", "frozen weights")):
+            if saved["identity"][key] != self._identity[key]:
+                raise ValueError(f"{checkpoint.path}: made with other {meaning}; resume with the same or start afresh")
+        self._compare(json.loads(saved["config"]), checkpoint.path)
+        load_trainable_state(self.trained, saved["trained"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        set_random_state(saved["random"])
+        self.state = RunState(**saved["run"])
+        self.best.load_state_dict(saved["best"])
+        self._saved_step = self.state.step
+        return True
+
+    def load_best(self) -> bool:
+        """Put the weights of the best evaluation in place; False when the present ones are the best or none is kept."""
+        if not self.config.keep_best or self.best.step in (-1, self.state.step):
+            return False
+        load_trainable_state(self.trained, load_checkpoint(checkpoint_path(self.folder, self.best.step)).state["trained"])
+        return True
+
+    def _compare(self, saved: dict[str, Any], path: Path) -> None:
+        now = json.loads(self.config.model_dump_json())
+        changed = [key for key in sorted(now.keys() | saved.keys()) if now.get(key) != saved.get(key)]
+        refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
+        if refused:
+            details = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in refused)
+            raise ValueError(f"{path}: cannot go on with another configuration ({details}); put it back or start afresh")
+        if LENGTH_KEYS & set(changed):
+            warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
+
+
+def prepare_output(config: TrainingConfig) -> None:
+    """Make the run's folder and write `configuration.yaml`; an older run there is refused, removed or resumed.
+
+    Raises:
+        ValueError: if the folder holds a run and neither `resume` nor `overwrite` was given.
+    """
+    present = [name for name in RUN_ENTRIES if (config.output / name).exists()]
+    if present and config.overwrite:
+        for name in present:
+            path = config.output / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif present and not config.resume:
+        raise ValueError(
+            f"output: {config.output} already holds a run ({', '.join(present)}); go on with it by resume: true, "
+            "throw it away by overwrite: true, or name another folder"
+        )
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "configuration.yaml").write_text(dump_config(config), encoding="utf-8")
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Names and values of the trainable parameters and of all buffers that a state dict holds."""
+    frozen = {name for name, value in module.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `trainable_state` returned.
+
+    Raises:
+        ValueError: if a name is missing or unknown, so that nothing is left at its initial value in silence.
+    """
+    expected = trainable_state(module)
+    if differing := sorted(expected.keys() ^ state.keys()):
+        raise ValueError(f"the checkpoint is of another model; differing names: {', '.join(differing[:5])}")
+    module.load_state_dict(state, strict=False)
+
+
+def frozen_hash(module: nn.Module) -> str:
+    """SHA-256 of the names and bytes of all frozen parameters; empty where everything is trained."""
+    digest = hashlib.sha256()
+    frozen = [(name, value) for name, value in module.named_parameters() if not value.requires_grad]
+    for name, value in frozen:
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if frozen else ""
+
+
+def records_hash(records: Sequence[object]) -> str:
+    """SHA-256 of records in their order, from their dataclass representation."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(record).encode("utf-8", "surrogatepass"))
+        digest.update(b"\n")
+    return digest.hexdigest()
