@@ -94,6 +94,89 @@ class PackedBatch:
         return PackedBatch(self.input_ids.to(device), self.layout.to(device))
 
 
+def check_layout(layout: PackedLayout) -> None:
+    """Refuse a layout whose tensors contradict each other; everything but the spans is recomputed and compared.
+
+    Blocks must tile the row: a prefix, then its completions end to end. From that follow block ids, segment ids and
+    positions. For layouts from other hands and for tests; it synchronises with the device.
+
+    Args:
+        layout: `N` tokens, `C` completions, `P` groups, `K` slots.
+
+    Raises:
+        ValueError: for wrong dtypes or shapes, spans that do not tile the row, ids or positions that do not follow from
+            the spans, groups or slots out of range, two completions of one group in one slot, or a bidirectional
+            block with several completions.
+    """
+    for field in fields(layout):
+        value = getattr(layout, field.name)
+        if not isinstance(value, Tensor):
+            continue
+        per_token = field.name in ("positions", "block_ids", "segment_ids")
+        size = layout.num_tokens if per_token else layout.num_completions
+        if value.dtype != torch.int64 or value.shape != (size,):
+            raise ValueError(f"{field.name} must be int64 [{size}], got {value.dtype} {list(value.shape)}")
+    if layout.num_completions == 0:
+        raise ValueError("the layout has no completion")
+    first = _check_tiling(layout)
+    block = first.long().cumsum(0) - 1
+    in_block = torch.arange(len(first), device=first.device) - first.nonzero().squeeze(1)[block]
+    if not layout.causal and not bool(first.all()):
+        raise ValueError("a bidirectional block holds one completion, because prefix and completion see each other")
+    prefix = (layout.prefix_ends - layout.prefix_starts)[first]
+    sizes = torch.stack([prefix.new_zeros(len(first)), layout.completion_ends - layout.completion_starts], 1)
+    sizes[first, 0] = prefix
+    spans = sizes.flatten()
+    zero = torch.zeros_like(block)
+    expected = {
+        "block_ids": torch.stack([block, block], 1).flatten().repeat_interleave(spans),
+        "segment_ids": torch.stack([zero, in_block + 1 if layout.causal else zero], 1)
+        .flatten()
+        .repeat_interleave(spans),
+        "positions": torch.arange(layout.num_tokens, device=first.device)
+        + (torch.stack([zero, prefix[block]], 1).flatten() - (spans.cumsum(0) - spans)).repeat_interleave(spans),
+    }
+    for name, wanted in expected.items():
+        wrong = (getattr(layout, name) != wanted).nonzero()
+        if len(wrong):
+            place = int(wrong[0])
+            found = int(getattr(layout, name)[place])
+            raise ValueError(f"{name}[{place}] is {found} but the spans say {int(wanted[place])}")
+    _check_table(layout)
+
+
+def _check_tiling(layout: PackedLayout) -> Tensor:
+    """Check that prefixes and completions follow each other without gaps; `[C]` bool, True where a block starts."""
+    starts, ends = layout.completion_starts, layout.completion_ends
+    if bool((ends <= starts).any()) or bool((layout.prefix_ends < layout.prefix_starts).any()):
+        raise ValueError("a completion has no token, or a prefix ends before it starts")
+    before = torch.cat([ends.new_zeros(1), ends[:-1]])
+    previous_prefix = torch.cat([layout.prefix_starts.new_full((1,), -1), layout.prefix_starts[:-1]])
+    previous_end = torch.cat([layout.prefix_ends.new_full((1,), -1), layout.prefix_ends[:-1]])
+    sibling = (starts == before) & (layout.prefix_starts == previous_prefix) & (layout.prefix_ends == previous_end)
+    first = (layout.prefix_starts == before) & (layout.prefix_ends == starts)
+    lost = ~(sibling | first)
+    if bool(lost.any()):
+        raise ValueError(
+            f"completion {int(lost.nonzero()[0])} neither follows a sibling nor opens a block behind its prefix"
+        )
+    if int(ends[-1]) != layout.num_tokens:
+        raise ValueError(f"the last completion ends at {int(ends[-1])} but the row has {layout.num_tokens} tokens")
+    return first
+
+
+def _check_table(layout: PackedLayout) -> None:
+    """Check that every completion has its own place in the `[P, K]` table."""
+    bounds = {"group_index": layout.num_groups, "slot_index": layout.num_slots}
+    for name, bound in bounds.items():
+        index = getattr(layout, name)
+        if int(index.min()) < 0 or int(index.max()) >= bound:
+            raise ValueError(f"{name} goes from {int(index.min())} to {int(index.max())}, outside 0..{bound - 1}")
+    places = layout.group_index * layout.num_slots + layout.slot_index
+    if len(places.unique()) != len(places):
+        raise ValueError("two completions stand in the same slot of the same group")
+
+
 def scatter_to_table(values: Tensor, layout: PackedLayout, fill: float = 0.0) -> Tensor:
     """Put one value per completion into the `[P, K]` table of its prompt and slot.
 
