@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plaudit.data.records import Prompt
 from plaudit.data.templates import ChatTemplate, Rendering, TextTemplate, bare_prompt
+from plaudit.data.vocabulary import without_surrogates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,7 +180,7 @@ class TextTokeniser:
         """The ids of a prompt as a policy reads them before it answers (decoders only, never truncated)."""
         if not self.causal:
             raise ValueError("an encoder has no prompt of its own; use group(prompt, completions)")
-        return self._head + self._encode([self._clean(self._template.prompt(self._clean_prompt(prompt)))])[0]
+        return self._head + self._encode([self._template.prompt(self._clean_prompt(prompt))])[0]
 
     def group(
         self, prompt: Prompt, completions: Sequence[str], *, cut_off: Sequence[bool] | None = None
@@ -299,14 +300,9 @@ class TextTokeniser:
         return [ids[length:] for ids in self._encode([self._anchor + text for text in texts])]
 
     def _clean(self, text: str) -> str:
-        if text.isascii():
-            return text
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            self.counts["surrogates"] += 1
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return text
+        clean = without_surrogates(text)
+        self.counts["surrogates"] += clean != text
+        return clean
 
     def _clean_prompt(self, prompt: Prompt) -> Prompt:
         if isinstance(prompt, str):
