@@ -34,7 +34,9 @@ def test_by_hand():
 def test_equals_torch_when_everything_counts(dim, unbiased):
     values = torch.randn(4, 5, 6, dtype=torch.float64)
     mask = torch.ones(4, 5, 6, dtype=torch.bool)
-    torch.testing.assert_close(masked_variance(values, mask, dim, unbiased=unbiased), values.var(dim, unbiased=unbiased))
+    torch.testing.assert_close(
+        masked_variance(values, mask, dim, unbiased=unbiased), values.var(dim, unbiased=unbiased)
+    )
     torch.testing.assert_close(masked_mean(values, mask, dim), values.mean(dim) if dim is not None else values.mean())
 
 
