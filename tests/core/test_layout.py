@@ -9,7 +9,7 @@ from plaudit.core.layout import PackedBatch, PackedLayout, check_layout, scatter
 
 
 def two_blocks() -> PackedLayout:
-    """Prefix of 2 with completions of 2 and 1, then an empty prefix with completions of 1 and 2; all of group 1 but the last."""
+    """Prefix of 2 with completions of 2 and 1, then an empty one with 1 and 2; all of group 1 but the last."""
     return PackedLayout(
         positions=torch.tensor([0, 1, 2, 3, 2, 0, 0, 1]),
         block_ids=torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]),
@@ -43,7 +43,7 @@ def encoder_blocks() -> PackedLayout:
 
 
 def test_predictor_index_by_hand() -> None:
-    # The prefix's last token (place 1) predicts the first token of both its completions; nothing predicts a text's first.
+    # The prefix's last token (place 1) predicts the first token of both its completions.
     assert two_blocks().predictor_index.tolist() == [-1, 0, 1, 2, 1, -1, -1, 6]
 
 
