@@ -1,0 +1,100 @@
+"""What a reward model is made of."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from plaudit.configs.base import Config
+
+Aggregation = Literal["auto", "last", "mean", "sum", "weighted_sum", "discounted_sum", "attention", "transformer"]
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the backbone (needs the `lora` extra); the reward head is trained in full beside them."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of each adapter."""
+
+    alpha: float = Field(default=16.0, gt=0)
+    """Scale: an adapter adds `alpha / rank · B A` to its layer."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get an adapter, or every linear layer."""
+
+
+class RewardModelConfig(Config):
+    """A backbone, how its token states become one vector, and the reward head on top."""
+
+    backbone: str | None = None
+    """Name or folder of a causal language model or encoder to start from; None starts from random weights."""
+
+    model_type: str | None = None
+    """Architecture for random weights, by its transformers name, e.g. `llama` or `bert`."""
+
+    backbone_config: dict[str, Any] | None = None
+    """Sizes for random weights, the keys of that architecture's transformers configuration."""
+
+    tokenizer: str | None = None
+    """Name or folder of the tokenizer; None takes the backbone's own."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the backbone's weights; the head is always float32."""
+
+    attn_implementation: Literal["auto", "packed", "padded"] = "auto"
+    """`packed` processes a shared prompt once and never pads; `padded` is plain rows with the same numbers; `auto`
+    packs the architectures that are known to be right and pass the probe."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Every dropout probability of the backbone."""
+
+    aggregation: Aggregation = "auto"
+    """How token states become one vector; `auto` is `last` for decoders and `mean` for encoders."""
+
+    aggregate_over: Literal["completion", "text"] = "completion"
+    """Whether the aggregation reads the completion's tokens alone or the prompt's as well."""
+
+    discount: float = Field(default=0.99, gt=0, le=1)
+    """Weight `γ^t` of the t-th token in a `discounted_sum`."""
+
+    attributes: tuple[str, ...] = ()
+    """Names of several outputs; empty is one output."""
+
+    attribute_weights: tuple[float, ...] | None = None
+    """Weight of each attribute in the total; None weighs them equally, `1/A` each."""
+
+    lora: LoraConfig | None = None
+    """Train adapters instead of the whole backbone."""
+
+    trust_remote_code: bool = False
+    """Whether code that comes with a backbone may run on this machine."""
+
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest text in tokens; None takes what the backbone and its tokenizer allow."""
+
+    too_long: Literal["refuse", "truncate_prompt"] = "refuse"
+    """What happens to longer texts: refused, or the prompt loses tokens from its left. Answers are never shortened."""
+
+    template: Literal["auto", "chat", "plain", "raw"] = "auto"
+    """How a conversation becomes text: the tokenizer's chat template where it has one, else the plain one."""
+
+    seed: int = 0
+    """Seed of the head, of the aggregation and of random backbones."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if (self.backbone is None) == (self.model_type is None):
+            raise ValueError("give either backbone (pretrained) or model_type (random weights), not both or neither")
+        if self.backbone is not None and self.backbone_config is not None:
+            raise ValueError("backbone_config is for random weights; a pretrained backbone brings its own")
+        if self.model_type is not None and self.tokenizer is None:
+            raise ValueError(f"model_type {self.model_type!r} starts from random weights: name a tokenizer as well")
+        if len(set(self.attributes)) != len(self.attributes):
+            raise ValueError(f"attributes {self.attributes} repeat a name")
+        if self.attribute_weights is not None and len(self.attribute_weights) != len(self.attributes):
+            raise ValueError(f"{len(self.attribute_weights)} attribute_weights for {len(self.attributes)} attributes")
+        if self.aggregation == "last" and self.aggregate_over == "text":
+            raise ValueError("aggregation `last` always reads the completion's last token; leave out aggregate_over")
+        return self

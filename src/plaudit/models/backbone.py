@@ -1,0 +1,191 @@
+"""Backbones: any Hugging Face causal language model (without its vocabulary head) or encoder, and its tokenizer."""
+
+import inspect
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
+
+from plaudit.configs.model import RewardModelConfig
+from plaudit.models.states import unwrap
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_DROPOUT = re.compile(r"drop(out)?|pdrop")
+_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endofpadding|>")
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a transformers configuration is a decoder's (True) or an encoder's (False).
+
+    Args:
+        config: the configuration of a base model.
+
+    Raises:
+        ValueError: for encoder-decoders and architectures that are neither.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{config.model_type!r} is an encoder-decoder; use a causal language model or an encoder")
+    if getattr(config, "use_bidirectional_attention", None) is True or getattr(config, "is_causal", True) is False:
+        return False
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.model_type == "bert-generation":
+        return bool(getattr(config, "is_decoder", False))
+    names = {config.model_type, config.get_text_config().model_type}
+    if names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or "ForCausalLM" in "".join(config.architectures or ()):
+        return True
+    raise ValueError(f"{config.model_type!r} is neither a known causal language model nor a known encoder")
+
+
+def set_dropout(config: Any, probability: float) -> None:
+    """Set every dropout probability of a transformers configuration, whatever it is called; layer dropping to 0."""
+    for key, value in config.to_dict().items():
+        if _DROPOUT.search(key) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, key, 0.0 if "layer" in key else probability)
+
+
+def _build_arguments(config: Any) -> dict[str, Any]:
+    # A pooler on top of the states is never read: without it no weight stays untrained.
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    takes = model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def load_backbone(
+    name: str | Path,
+    *,
+    dtype: str = "float32",
+    dropout: float = 0.0,
+    trust_remote_code: bool = False,
+    config: Any = None,
+) -> nn.Module:
+    """A pretrained base model: token states, no vocabulary-sized logits.
+
+    Args:
+        name: hub name or folder.
+        dtype: `float32`, `bfloat16` or `float16`.
+        dropout: every dropout probability.
+        trust_remote_code: whether code in the folder may run.
+        config: a configuration to use instead of the one in the folder.
+
+    Returns:
+        The model, on the CPU, in training mode.
+
+    Raises:
+        ValueError: if weights are missing, so that part of the model would be random.
+    """
+    config = config or AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    set_dropout(config, dropout)
+    model, report = AutoModel.from_pretrained(
+        name,
+        config=config,
+        dtype=DTYPES[dtype],
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **_build_arguments(config),
+    )
+    missing = sorted(str(key) for key in report["missing_keys"])
+    if missing:
+        raise ValueError(f"{name}: {len(missing)} weights are missing and would be random, e.g. {missing[:3]}")
+    model.train()
+    return model  # type: ignore[no-any-return]
+
+
+def random_backbone(
+    model_type: str, sizes: dict[str, Any] | None, *, dtype: str = "float32", dropout: float = 0.0, seed: int = 0
+) -> nn.Module:
+    """A base model of that architecture with random weights.
+
+    Args:
+        model_type: the transformers name, e.g. `llama`.
+        sizes: keys of its configuration.
+        dtype: `float32`, `bfloat16` or `float16`.
+        dropout: every dropout probability.
+        seed: seed of the weights; the global generator is left as it was.
+
+    Returns:
+        The model, on the CPU, in training mode.
+    """
+    config = AutoConfig.for_model(model_type, **(sizes or {}))
+    set_dropout(config, dropout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config, dtype=DTYPES[dtype], **_build_arguments(config))
+    model.train()
+    return model  # type: ignore[no-any-return]
+
+
+def backbone_from_config(config: RewardModelConfig, tokenizer: Any) -> nn.Module:
+    """The backbone that a reward model's configuration asks for, with room for every id of the tokenizer."""
+    if config.backbone is not None:
+        model = load_backbone(
+            config.backbone, dtype=config.dtype, dropout=config.dropout, trust_remote_code=config.trust_remote_code
+        )
+    else:
+        sizes = {"vocab_size": len(tokenizer), **(config.backbone_config or {})}
+        assert config.model_type is not None  # the configuration's own check
+        model = random_backbone(config.model_type, sizes, dtype=config.dtype, dropout=config.dropout, seed=config.seed)
+    fit_tokenizer(model, tokenizer)
+    return model
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in that folder or of that name, with a pad token that is not its end token."""
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    ensure_pad_token(tokenizer)
+    return tokenizer
+
+
+def ensure_pad_token(tokenizer: Any) -> None:
+    """Give the tokenizer a pad token that no text ends with.
+
+    Other tools read the score at the rightmost token that is not padding: with pad = eos they would skip the end token.
+    A token that is named like padding is taken where the vocabulary has one, otherwise `<|pad|>` is added.
+
+    Args:
+        tokenizer: a transformers tokenizer; changed in place.
+    """
+    pad = tokenizer.pad_token
+    if pad is not None and pad not in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+        return
+    vocabulary = tokenizer.get_vocab()
+    known = next((token for token in _PAD_TOKENS if token in vocabulary), None)
+    # add_special_tokens alone would also mark a known token as special, which is wanted.
+    tokenizer.add_special_tokens({"pad_token": known or "<|pad|>"})
+
+
+def fit_tokenizer(model: nn.Module, tokenizer: Any) -> None:
+    """Make room for every id of the tokenizer and write its pad id into the model's configuration.
+
+    Args:
+        model: a base model; its embedding grows where the tokenizer has more ids, by the mean of the others.
+        tokenizer: the tokenizer.
+    """
+    plain: Any = unwrap(model)
+    rows = plain.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        plain.resize_token_embeddings(len(tokenizer))
+    plain.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def longest_text(config: Any, tokenizer: Any) -> int:
+    """The most tokens that the backbone and its tokenizer allow; 1,000,000 where neither sets a limit."""
+    limits = [1_000_000]
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        limits.append(positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions)
+    if tokenizer is not None and 0 < tokenizer.model_max_length < 1_000_000:
+        limits.append(int(tokenizer.model_max_length))
+    return min(limits)
