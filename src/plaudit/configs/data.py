@@ -55,7 +55,7 @@ class DataConfig(Config):
     """One source of records: where it is, what form it has, and what happens to rows that cannot be used."""
 
     path: str
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, each also .gz but Parquet), a folder of them, or a dataset's name."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet; .gz too), a folder of them, or the name of a dataset."""
     format: str | None = None
     """Name of the format (see docs/data.md). By default it is recognised by its columns."""
     on_error: OnError = "refuse"

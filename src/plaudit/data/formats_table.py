@@ -1,0 +1,137 @@
+"""The reader of a person's own table: which column holds what is given, or found by the columns' names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from plaudit.configs.data import ColumnsConfig
+from plaudit.data.fields import (
+    flag_of,
+    number_of,
+    optional_number,
+    optional_text,
+    prompt_of,
+    show,
+    text_of,
+    tiers_from_ranks,
+)
+from plaudit.data.records import Best, Comparison, Judgement, Labels, Ranking, RecordError, Scores
+from plaudit.data.validation import check_text
+
+Row = Mapping[str, Any]
+
+PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
+BEGINNINGS = ("answer", "response", "completion", "output", "reply", "text", "option")
+CHOICE_NAMES = ("choice", "chosen", "preferred", "preference", "winner", "better", "best")
+TIES = ("tie", "tied", "equal", "same", "both")
+
+
+def guess_columns(row: Row) -> ColumnsConfig | None:
+    """Which columns hold what, by their names alone: a prompt, two or more completions (`answer_a`, `answer_b`, …),
+    and a choice, or a score or rank per completion (`score_a`, `rank_a`, …); None where that is not there."""
+    prompt = next((name for name in PROMPT_NAMES if name in row), None)
+    endings: dict[str, str] = {}
+    for beginning in BEGINNINGS:
+        endings = {str(name): _ending(name, beginning) for name in row if _ending(name, beginning)}
+        if len(endings) >= 2:
+            break
+    if prompt is None or len(endings) < 2:
+        return None
+    found: dict[str, Any] = {"prompt": prompt, "completions": tuple(endings)}
+    found |= {name: name for name in ("id", "annotator", "weight") if name in row}
+    choice = next((name for name in CHOICE_NAMES if name in row), None)
+    if choice is not None:
+        return ColumnsConfig(**found, choice=choice)
+    for kind in ("score", "rank"):
+        columns = tuple(next((f"{kind}{mark}{end}" for mark in "_ -" if f"{kind}{mark}{end}" in row), "")
+                        for end in endings.values())  # fmt: skip
+        if all(columns):
+            return ColumnsConfig(**found | {f"{kind}s": columns})
+    return None
+
+
+def read_table(row: Row, columns: ColumnsConfig | None = None) -> list[Comparison]:
+    """A row of a table whose columns were named, or have names that say what they hold."""
+    mapping = columns or guess_columns(row)
+    if mapping is not None and not mapping.completions:
+        guessed = guess_columns({**row, "prompt": "", "choice": ""})
+        mapping = mapping.model_copy(update={"completions": guessed.completions}) if guessed else None
+    if mapping is None:
+        raise RecordError(
+            "columns not found",
+            problem=f"the row has {', '.join(map(str, row))}",
+            expected="columns for prompt, completions and choice; name them (--prompt, --completions, …)",
+        )
+    texts = tuple(text_of(row, name) for name in mapping.completions)
+    for name, text in zip(mapping.completions, texts, strict=True):
+        check_text(text, name, "completion")
+    return [
+        Comparison(
+            prompt=prompt_of(text_of(row, mapping.prompt), mapping.prompt),
+            completions=texts,
+            judgement=_judgement(row, mapping),
+            id=optional_text(row, mapping.id) if mapping.id else None,
+            annotator=optional_text(row, mapping.annotator) if mapping.annotator else None,
+            weight=number_of(row, mapping.weight, parse=True) if mapping.weight else 1.0,
+        )
+    ]
+
+
+def _judgement(row: Row, columns: ColumnsConfig) -> Judgement:
+    if columns.choice:
+        return _choice(row, columns.choice, columns)
+    if columns.label:
+        return Labels((flag_of(row, columns.label),))
+    for name in columns.scores or columns.ranks:
+        if name not in row:
+            raise RecordError(
+                "missing key",
+                key=name,
+                problem=f"the row has {', '.join(map(str, row))}",
+                expected="a column with a number or an empty cell",
+            )
+    if columns.scores:
+        return Scores(tuple(optional_number(row, name, parse=True) for name in columns.scores))
+    if columns.ranks:
+        return tiers_from_ranks([optional_number(row, name, parse=True) for name in columns.ranks])
+    raise RecordError("no judgement", expected="a column for choice, scores, ranks or label (--choice, --scores, …)")
+
+
+def _choice(row: Row, key: str, columns: ColumnsConfig) -> Ranking | Best:
+    written = optional_text(row, key)
+    names = columns.completions
+    everyone = tuple(range(len(names)))
+    if written is None:
+        raise RecordError("empty cell", key=key, expected=_choices_text(columns))
+    value = columns.choices.get(written.strip(), written.strip())
+    folded = value.casefold()
+    if folded in TIES and folded not in (name.casefold() for name in names):
+        return Ranking((everyone,))
+    shared = _shared_length(names)
+    matches = [index for index, name in enumerate(names) if folded in (name.casefold(), name[shared:].casefold())]
+    if len(matches) != 1:
+        raise RecordError("unknown choice", key=key, problem=show(written), expected=_choices_text(columns))
+    rest = tuple(index for index in everyone if index != matches[0])
+    if not rest:
+        raise RecordError("one completion for a relative judgement", key=key, expected="two or more completion columns")
+    return Ranking(((matches[0],), rest)) if len(rest) == 1 else Best(matches[0])
+
+
+def _choices_text(columns: ColumnsConfig) -> str:
+    shared = _shared_length(columns.completions)
+    endings = [name[shared:] for name in columns.completions]
+    return (f"one of {', '.join(columns.completions)} (or {', '.join(endings)}), or tie; "
+            "say what other values mean with --choices, e.g. --choices 1=answer_a")  # fmt: skip
+
+
+def _shared_length(names: tuple[str, ...]) -> int:
+    shortest = min(len(name) for name in names)
+    return next((i for i in range(shortest) if len({name[i] for name in names}) > 1), shortest)
+
+
+def _ending(name: str, beginning: str) -> str:
+    """`a` for `answer_a`, `1` for `answer1`; empty where the name is no such column."""
+    if not isinstance(name, str) or not name.casefold().startswith(beginning):
+        return ""
+    rest = name[len(beginning) :]
+    ending = rest.lstrip("_- ")
+    return ending if ending and len(ending) <= 2 and ending.isalnum() else ""
