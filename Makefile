@@ -47,7 +47,6 @@ bench: $(STAMP)
 		if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script"; else echo "benchmarks/ holds no benchmark."; fi; done
 
 docs: $(STAMP)
-	$(BIN)/python -m plaudit.configs.manual docs/configuration.md
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -104,8 +104,8 @@ def faults_of_running(tree: ast.Module) -> list[str]:
                     or (isinstance(inner, ast.Expr) and not isinstance(inner.value, ast.Constant))
                 ]
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
-                for call in ast.walk(node.value) if node.value else ():
-                    if isinstance(call, ast.Call) and called_name(call) not in pure:
+                for call in calls_now(node.value) if node.value else ():
+                    if called_name(call) not in pure:
                         faults.append(f"line {call.lineno}: {called_name(call)}(…) is called at import")
             case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Compare(left=ast.Name(id="__name__"))):
                 pass
@@ -117,12 +117,24 @@ def faults_of_running(tree: ast.Module) -> list[str]:
 
 
 def own_classes(tree: ast.Module) -> set[str]:
-    """Names of classes that the module defines or imports from Plaudit."""
+    """Names of classes that the module defines or imports from Plaudit, and of its functions that make functions."""
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("plaudit"):
+        if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns).startswith("Callable"):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("plaudit"):
             names |= {alias.name for alias in node.names if re.match(r"[A-Z][a-z]", alias.name)}
     return names
+
+
+def calls_now(node: ast.AST) -> Iterator[ast.Call]:
+    """Calls below a node that run when it is evaluated: those inside a lambda do not."""
+    if isinstance(node, ast.Lambda):
+        return
+    if isinstance(node, ast.Call):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from calls_now(child)
 
 
 def called_name(call: ast.Call) -> str:
@@ -153,7 +165,7 @@ def faults_of_docstrings(tree: ast.Module, *, shapes: bool) -> list[str]:
         text = ast.get_docstring(function)
         if not text:
             faults.append(f"line {function.lineno}: {name} has no docstring")
-        elif shapes and takes_arrays(function) and not re.search(r"\[[^\]]*\]|scalar|shape", text):
+        elif shapes and takes_arrays(function) and not re.search(r"\[[^\]]*\]|scalar|[Ss]hape", text):
             faults.append(f"line {function.lineno}: the docstring of {name} names no shape such as `[P, K]`")
     return faults
 

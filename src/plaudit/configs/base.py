@@ -81,7 +81,8 @@ def _nested_defaults(config: type[Config] | Config) -> dict[str, Any]:
     """What default instances of nested configurations set themselves.
 
     Without it a file that changes one key of a nested configuration would silently lose the others that the parent's
-    default had set: pydantic builds the nested one anew from its own class.
+    default had set: pydantic builds the nested one anew from its own class. `kind` is always among them, so that a
+    layer may change one key of the default kind without naming it.
     """
     values: dict[str, Any] = {}
     fields = type(config).model_fields if isinstance(config, Config) else config.model_fields
@@ -93,7 +94,7 @@ def _nested_defaults(config: type[Config] | Config) -> dict[str, Any]:
         if isinstance(value, Config):
             if nested := _nested_defaults(value):
                 values[name] = nested
-        elif isinstance(config, Config) and name in config.model_fields_set:
+        elif isinstance(config, Config) and (name in config.model_fields_set or name == "kind"):
             values[name] = value
     return values
 
@@ -248,6 +249,8 @@ def _path_in_values(location: tuple[int | str, ...], values: Any) -> tuple[KeyPa
 def _describe_fault(cls: type[Config], kind: str, message: str, key: str, value: Any) -> str:
     if kind == "extra_forbidden":
         near = suggest_key(cls, key)
+        if near == key:
+            return f"this key belongs to another kind; set {key.rpartition('.')[0]}.kind to the kind that has it"
         return "unknown key; " + (f"did you mean '{near}'?" if near else f"known keys: {', '.join(cls.model_fields)}")
     if kind == "missing":
         return f"required but not given: write it in a YAML file or pass --{key.replace('_', '-')}"
