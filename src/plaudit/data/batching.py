@@ -25,8 +25,9 @@ def fill_batches(
 ) -> list[list[int]]:
     """Distribute items over few batches of at most `token_budget` tokens: best fit, longest first.
 
-    Uses at most 11/9 of the fewest possible batches, plus one (Johnson, "Near-optimal bin packing algorithms", 1973;
-    without `max_items`). An item that is longer than the budget gets a batch of its own.
+    Without `max_items` the number of batches is at most 11/9 of the fewest possible, plus 4 (Johnson et al.,
+    "Worst-case performance bounds for simple one-dimensional packing algorithms", SIAM J. Comput. 3, 1974). An item
+    that is longer than the budget gets a batch of its own.
 
     Args:
         indices: items to place.
