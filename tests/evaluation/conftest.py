@@ -5,9 +5,8 @@ import pytest
 
 from plaudit.data.records import Best, Comparison, Ranking, Scores, Votes
 
-WORDS = (
-    "the answer is here because rivers run downhill and people like short clear words about tea trains and rain".split()
-)
+TEXT = "the answer is here because rivers run downhill and people like short clear words about tea trains and rain"
+WORDS = TEXT.split()
 
 
 def simulate(
