@@ -112,7 +112,9 @@ def test_files_and_words(tmp_path: Path) -> None:
 
 def test_unknown_flags_are_named_with_the_nearest() -> None:
     assert fault("--sed", "1") == "--sed: unknown option; did you mean --seed?"
-    assert fault("--model.adapter.rnk", "1") == "--model.adapter.rnk: unknown option; did you mean --model.adapter.rank?"
+    assert (
+        fault("--model.adapter.rnk", "1") == "--model.adapter.rnk: unknown option; did you mean --model.adapter.rank?"
+    )
     assert fault("--rank", "1") == "--rank: unknown option; did you mean --model.adapter.rank?"
     assert fault("--qqqqqqq", "1") == "--qqqqqqq: unknown option; --help lists every option"
     assert "two hyphens" in fault("-s", "1")

@@ -107,18 +107,19 @@ def try_dtype(device: str, dtype: torch.dtype, size: int = _MATMUL_SIZE) -> dict
     left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     exact = left.double() @ right.double()
     exact_gradient = (2 * exact / size) @ right.double().T
-    a, b = left.to(device).requires_grad_(), right.to(device)
     try:
+        a, b = left.to(device).requires_grad_(), right.to(device)
         product = a @ b
         (product.float().square().sum() / size).backward()  # type: ignore[no-untyped-call]
-        assert a.grad is not None
+        if a.grad is None:
+            raise RuntimeError("no gradient came back")
         errors = [
             (found.detach().cpu().double() - wanted).abs().max() / wanted.abs().max()
             for found, wanted in ((product, exact), (a.grad, exact_gradient))
         ]
         error = float(torch.stack(errors).max())
         seconds = _median_seconds(lambda: a.detach() @ b, device)
-    except RuntimeError as fault:
+    except (RuntimeError, AssertionError, TypeError) as fault:  # torch raises each of these for what it cannot do
         return result | {"relative_error": None, "gigaflops": None, "fault": str(fault).splitlines()[0]}
     works = error <= 8 * torch.finfo(dtype).eps
     fault_text = None if works else f"the product is off by {error:.2g}"
