@@ -156,12 +156,13 @@ class ChatTemplate:
         end = "" if cut_off else self._end
         full = self._render([*messages, Message("assistant", text)])
         body = full.removesuffix(self._tail)
-        if not full.endswith(self._tail) or text.strip() not in body[self._answer_start(messages, text, body) :]:
-            return Rendering(prefix, text + end, verbatim=True)
-        if body.startswith(prefix):
+        whole = full.endswith(self._tail) and text.strip() in body
+        if whole and body.startswith(prefix) and text.strip() in body[len(prefix) :]:
             return Rendering(prefix, body[len(prefix) :] + end)
         start = self._answer_start(messages, text, body)
-        return Rendering(body[:start], body[start:] + end, stable=False)
+        if whole and not body.startswith(prefix) and text.strip() in body[start:]:
+            return Rendering(body[:start], body[start:] + end, stable=False)
+        return Rendering(prefix, text + end, verbatim=True)
 
     def _answer_start(self, messages: list[Message], text: str, body: str) -> int:
         """Where the answer starts in its rendering: as far as it agrees with that of another answer."""
