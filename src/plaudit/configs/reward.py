@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from plaudit.configs.data import DataConfig
 from plaudit.configs.model import RewardModelConfig
 from plaudit.configs.training import TrainingConfig
 
@@ -17,26 +18,8 @@ class RewardTrainingConfig(TrainingConfig):
     model: RewardModelConfig
     """The backbone, the aggregation and the head."""
 
-    data: tuple[str, ...] = ()
-    """Files, folders or dataset names of comparisons."""
-    format: str | None = None
-    """The reader of `data` and `held_out`; None recognises it from the columns."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """Stop at the first record that cannot be read, or skip such records and count them by reason."""
-    annotators: Literal["merge", "apart"] = "apart"
-    """Several annotators of the same completions: one comparison each, or merged into votes."""
-    limit: int | None = Field(default=None, gt=0)
-    """Read at most this many records of each source."""
-    held_out: tuple[str, ...] = ()
-    """Comparisons to evaluate on; never trained on."""
-    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
-    """Instead of `held_out`: hold out about this share of `data`, whole prompts at a time."""
-    split_by: Literal["prompt", "group"] = "prompt"
-    """What must not stand on both sides of that split: the first user turn, or the record's `group`."""
-    demonstrations: tuple[str, ...] = ()
+    demonstrations: tuple[str | DataConfig, ...] = ()
     """Completions that people wrote; after training their scores average 0. Without them the training completions'."""
-    too_long: Literal["refuse", "truncate_prompt"] = "truncate_prompt"
-    """Texts beyond the model's length: stop, or cut the prompt from the left; a completion is never cut."""
 
     loss: Literal[
         "auto",
@@ -78,8 +61,6 @@ class RewardTrainingConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _check_reward(self) -> "RewardTrainingConfig":
-        if self.held_out and self.held_out_fraction is not None:
-            raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
         pair_loss = self.loss in PAIR_LOSSES
         if self.margin != "none" and not pair_loss:
             raise ValueError(f"margin: {self.margin} has no meaning for loss: {self.loss}; it belongs to pairs")

@@ -54,28 +54,5 @@ class SftConfig(TrainingConfig):
     model: LanguageModelConfig
     """The model to start from."""
 
-    data: tuple[str, ...] = ()
-    """Files, folders or dataset names of demonstrations."""
-    format: str | None = None
-    """The reader of `data` and `held_out`; None recognises it from the columns."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """Stop at the first record that cannot be read, or skip such records and count them by reason."""
-    limit: int | None = Field(default=None, gt=0)
-    """Read at most this many records of each source."""
-    held_out: tuple[str, ...] = ()
-    """Demonstrations to evaluate on; never trained on."""
-    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
-    """Instead of `held_out`: hold out about this share of `data`, whole prompts at a time."""
-    split_by: Literal["prompt", "group"] = "prompt"
-    """What must not stand on both sides of that split: the first user turn, or the record's `group`."""
-    too_long: Literal["refuse", "truncate_prompt"] = "truncate_prompt"
-    """Texts beyond the model's length: stop, or cut the prompt from the left; a completion is never cut."""
-
     output: Path = Path("runs/sft")
     """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
-
-    @model_validator(mode="after")
-    def _check_sft(self) -> "SftConfig":
-        if self.held_out and self.held_out_fraction is not None:
-            raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
-        return self

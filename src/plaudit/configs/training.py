@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plaudit.configs.base import Config
+from plaudit.configs.data import Annotators, DataConfig, OnError, SplitKey
 
 
 class OptimizerConfig(Config):
@@ -43,7 +44,30 @@ class OptimizerConfig(Config):
         return self
 
 
-class TrainingConfig(Config):
+class RecordsConfig(Config):
+    """Where a run's records come from."""
+
+    data: tuple[str | DataConfig, ...] = ()
+    """Files, folders or dataset names; a mapping (`path`, `format`, `columns`, …) for one with options of its own."""
+    format: str | None = None
+    """The format of all plain names; None recognises each by its columns."""
+    on_error: OnError = "refuse"
+    """Stop at the first record that cannot be used, or skip such records and count them by reason."""
+    annotators: Annotators = "apart"
+    """Several annotators of the same completions: one comparison each, or merged into one."""
+    group_key: str | None = None
+    """Key (dots for nested ones) whose value must never be on both sides of a split, such as `doc` or `tree`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most this many records of each plain name."""
+    held_out: tuple[str | DataConfig, ...] = ()
+    """Records to evaluate on; never trained on."""
+    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `held_out`: hold out about this share of `data`, whole prompts at a time."""
+    split_by: SplitKey = "prompt"
+    """What must not stand on both sides of that split: the first user turn, or also the record's group."""
+
+
+class TrainingConfig(RecordsConfig):
     """The options that supervised fine-tuning and reward training share."""
 
     output: Path = Path("runs/training")
@@ -53,7 +77,7 @@ class TrainingConfig(Config):
     resume: bool = False
     """Go on from the last good checkpoint in `output`; starts at the beginning where there is none."""
     seed: int = Field(default=0, ge=0)
-    """Decides initial weights, the order of the data and dropout."""
+    """Decides the order of the data and dropout; `model.seed` decides random weights."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training records; parts of one are allowed."""
@@ -100,6 +124,8 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _check_shared(self) -> "TrainingConfig":
+        if self.held_out and self.held_out_fraction is not None:
+            raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
         if self.resume and self.overwrite:
             raise ValueError("resume goes on with a run and overwrite throws it away: give one of them")
         if self.tolerance and self.patience is None:

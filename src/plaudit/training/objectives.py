@@ -151,9 +151,10 @@ class PreferenceObjective(nn.Module):
         if smoothing and self.config.centring:
             mask = targets.judged & comparative[:, None]
             weights = targets.weights
-            loss = loss + self.config.centring * reward_centring_loss(
-                total, mask, weights=weights, normaliser=normaliser
-            )[0]
+            loss = (
+                loss
+                + self.config.centring * reward_centring_loss(total, mask, weights=weights, normaliser=normaliser)[0]
+            )
         return loss, pair_sums(total.detach(), targets)
 
     def _loss(
@@ -173,9 +174,9 @@ class PreferenceObjective(nn.Module):
         if name == "plackett_luce":
             ties = "exact" if total.shape[1] <= MAX_EXACT_COMPLETIONS else "efron"
             tiers, top = targets.tiers, self.config.top
-            return plackett_luce_loss(
-                total, tiers, judged, top=top, ties=ties, weights=weights, normaliser=normaliser
-            )[0]
+            return plackett_luce_loss(total, tiers, judged, top=top, ties=ties, weights=weights, normaliser=normaliser)[
+                0
+            ]
         if name in TIE_MODELS:
             return pairwise_ranking_loss(
                 total,

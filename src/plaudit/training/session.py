@@ -123,7 +123,9 @@ class Session:
         """Put the weights of the best evaluation in place; False when the present ones are the best or none is kept."""
         if not self.config.keep_best or self.best.step in (-1, self.state.step):
             return False
-        load_trainable_state(self.trained, load_checkpoint(checkpoint_path(self.folder, self.best.step)).state["trained"])
+        load_trainable_state(
+            self.trained, load_checkpoint(checkpoint_path(self.folder, self.best.step)).state["trained"]
+        )
         return True
 
     def _compare(self, saved: dict[str, Any], path: Path) -> None:
@@ -132,7 +134,9 @@ class Session:
         refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
         if refused:
             details = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in refused)
-            raise ValueError(f"{path}: cannot go on with another configuration ({details}); put it back or start afresh")
+            raise ValueError(
+                f"{path}: cannot go on with another configuration ({details}); put it back or start afresh"
+            )
         if LENGTH_KEYS & set(changed):
             warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
 

@@ -1,0 +1,230 @@
+"""Records for a run: read from files or handed over, split, checked for what they can teach, tokenised, counted."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from plaudit.configs.base import ConfigError
+from plaudit.configs.data import DataConfig, SplitKey
+from plaudit.configs.reward import RewardTrainingConfig
+from plaudit.configs.sft import SftConfig
+from plaudit.configs.training import RecordsConfig
+from plaudit.core.layout import PackedBatch
+from plaudit.data.io import ReadResult, read_data, read_demonstration_data
+from plaudit.data.packing import pack_groups
+from plaudit.data.records import Comparison, Demonstration
+from plaudit.data.tokenising import TextTokeniser, TextTooLongError, TokenisedGroup
+from plaudit.training.messages import say
+
+Record = TypeVar("Record", Comparison, Demonstration)
+
+
+@dataclass
+class RecordCounts:
+    """What became of the records of one kind: `read = used + refused`, the refused by reason."""
+
+    read: int = 0
+    used: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in self.refused.most_common())
+        total = sum(self.refused.values())
+        return f"{self.read} read, {self.used} used, {total} refused" + (f" ({reasons})" if reasons else "")
+
+
+@dataclass(frozen=True)
+class TokenisedRecords(Generic[Record]):
+    """Records that will be used, each with its token ids.
+
+    Attributes:
+        records: in reading order.
+        groups: one per record.
+        names: one per record: its id, or its number.
+        counts: of everything that was read.
+        causal: whether the model reads from left to right.
+    """
+
+    records: list[Record]
+    groups: list[TokenisedGroup]
+    names: list[str]
+    counts: RecordCounts
+    causal: bool
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each record takes in a packed row."""
+        return [group.num_tokens for group in self.groups]
+
+    def pack(self, chosen: Sequence[int]) -> PackedBatch:
+        """The records of these indices as one packed row, on the CPU."""
+        return pack_groups([self.groups[index] for index in chosen], causal=self.causal)
+
+
+@dataclass
+class Split(Generic[Record]):
+    """Training and held-out records with their counts, before tokenising."""
+
+    train: list[Record]
+    held_out: list[Record]
+    train_counts: RecordCounts
+    held_out_counts: RecordCounts
+
+
+def read_training_comparisons(
+    config: RewardTrainingConfig, train: Sequence[Comparison] | None, held_out: Sequence[Comparison] | None
+) -> Split[Comparison]:
+    """The comparisons of a run, from `config.data` and `config.held_out` unless they are handed over.
+
+    Raises:
+        ConfigError: if there is no source of training records, or one in two places.
+        ValueError: from the reader, with file and line.
+    """
+
+    def read(sources: Sequence[str | DataConfig]) -> tuple[list[Comparison], RecordCounts]:
+        return _read_all([read_data(source) for source in source_configs(config, sources)])
+
+    split = _gather(read, config.data, config.held_out, train, held_out)
+    if config.held_out_fraction is not None:
+        _hold_out(split, config.held_out_fraction, config.split_by)
+    return split
+
+
+def read_training_demonstrations(
+    config: SftConfig, train: Sequence[Demonstration] | None, held_out: Sequence[Demonstration] | None
+) -> Split[Demonstration]:
+    """The demonstrations of a run; as `read_training_comparisons`."""
+
+    def read(sources: Sequence[str | DataConfig]) -> tuple[list[Demonstration], RecordCounts]:
+        return read_demonstration_sources(config, sources)
+
+    split = _gather(read, config.data, config.held_out, train, held_out)
+    if config.held_out_fraction is not None:
+        _hold_out(split, config.held_out_fraction, config.split_by)
+    return split
+
+
+def read_demonstration_sources(
+    config: RecordsConfig, sources: Sequence[str | DataConfig]
+) -> tuple[list[Demonstration], RecordCounts]:
+    """All demonstrations of several files, folders or dataset names, with their counts."""
+    return _read_all([read_demonstration_data(source) for source in source_configs(config, sources)])
+
+
+def source_configs(config: RecordsConfig, sources: Sequence[str | DataConfig]) -> list[DataConfig]:
+    """Each source with all its options: a plain name takes the run's, a mapping has its own."""
+    return [
+        DataConfig(
+            path=source,
+            format=config.format,
+            on_error=config.on_error,
+            annotators=config.annotators,
+            group_key=config.group_key,
+            limit=config.limit,
+        )
+        if isinstance(source, str)
+        else source
+        for source in sources
+    ]
+
+
+def _read_all(results: Sequence[ReadResult[Record]]) -> tuple[list[Record], RecordCounts]:
+    records: list[Record] = []
+    counts = RecordCounts()
+    for result in results:
+        records += result.records
+        counts.read, counts.used = counts.read + result.read, counts.used + result.used
+        counts.refused.update(result.refused)
+    return records, counts
+
+
+def tokenise_records(
+    records: Sequence[Record],
+    counts: RecordCounts,
+    tokeniser: TextTokeniser,
+    *,
+    on_error: str,
+    why_unusable: Callable[[Record], str | None] = lambda record: None,
+    kind: str,
+    quiet: bool = False,
+) -> TokenisedRecords[Record]:
+    """Tokenise what can be used; what teaches nothing or does not fit is refused, counted by reason, and said.
+
+    Args:
+        records: as read.
+        counts: their counts so far; brought up to date.
+        tokeniser: of the model.
+        on_error: with `refuse` the first text that does not fit stops the run, with `skip` it is counted.
+        why_unusable: a reason, or None for a usable record.
+        kind: what the records are, for the message.
+        quiet: do not print the counts.
+
+    Raises:
+        ValueError: for a text that does not fit (see `on_error`), naming the record; or if no record is left.
+    """
+    kept: list[Record] = []
+    groups: list[TokenisedGroup] = []
+    names: list[str] = []
+    for number, record in enumerate(records):
+        name = record.id or f"{kind} number {number}"
+        reason = why_unusable(record)
+        if reason is None:
+            completions = record.completions if isinstance(record, Comparison) else (record.completion,)
+            try:
+                group = tokeniser.group(record.prompt, completions)
+            except TextTooLongError as error:
+                if on_error == "refuse":
+                    raise TextTooLongError(f"{name}: {error}; on_error: skip leaves such records out") from error
+                reason = "too long"
+        if reason is not None:
+            counts.refused[reason] += 1
+            counts.used -= 1
+            continue
+        kept.append(record)
+        groups.append(group)
+        names.append(name)
+    if not quiet:
+        say(f"{kind}s: {counts}")
+        if truncated := tokeniser.counts["prompts_truncated"]:
+            say(f"{kind}s: {truncated} prompts cut from the left to fit {tokeniser.max_length} tokens")
+    if not kept:
+        raise ValueError(f"no usable {kind} is left: {counts}")
+    return TokenisedRecords(kept, groups, names, counts, tokeniser.causal)
+
+
+def _gather(
+    read: Callable[[Sequence[str | DataConfig]], tuple[list[Record], RecordCounts]],
+    data: Sequence[str | DataConfig],
+    held_out_data: Sequence[str | DataConfig],
+    train: Sequence[Record] | None,
+    held_out: Sequence[Record] | None,
+) -> Split[Record]:
+    """Training and held-out records, each from exactly one place."""
+    for key, given, handed in (("data", data, train), ("held_out", held_out_data, held_out)):
+        if given and handed is not None:
+            raise ConfigError(f"{key}: {len(given)} sources are configured, but records were handed over as well")
+    if not data and train is None:
+        raise ConfigError("data: name at least one file of records, for example --data train.jsonl")
+    train_records, train_counts = read(data) if train is None else _handed(train)
+    held_records, held_counts = read(held_out_data) if held_out is None else _handed(held_out)
+    return Split(train_records, held_records, train_counts, held_counts)
+
+
+def _handed(records: Sequence[Record]) -> tuple[list[Record], RecordCounts]:
+    return list(records), RecordCounts(read=len(records), used=len(records))
+
+
+def _hold_out(split: Split[Record], fraction: float, key: SplitKey) -> None:
+    """Move a share of the training records to the held-out side; the refused stay counted with the training part."""
+    from plaudit.data.splits import split_comparisons
+
+    parts = split_comparisons(split.train, fractions={"train": 1 - fraction, "held_out": fraction}, key=key)
+    split.train, split.held_out = parts["train"], parts["held_out"]
+    count = len(split.held_out)
+    split.train_counts.read -= count
+    split.train_counts.used -= count
+    split.held_out_counts = RecordCounts(read=count, used=count)

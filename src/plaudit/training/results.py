@@ -1,0 +1,75 @@
+"""What a training job hands back, and writes as `result.json`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from plaudit.training.checkpoints import publish_directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        output: the run's folder.
+        model_folder: the saved model; None when a signal stopped the run before its end.
+        stopped_by: `epochs`, `max_steps`, `patience`, or the name of a signal.
+        steps: optimizer steps done.
+        best_step: the step whose weights were kept as the best; -1 without held-out records.
+        tokens: tokens put through the network in training.
+        seconds: wall-clock time of this process, preparation included.
+        metrics: the held-out metrics of the kept weights; empty without held-out records.
+        records: for each kind of records, how many were read and used, and the refused by reason.
+        model: the model itself, in evaluation mode.
+    """
+
+    output: Path
+    model_folder: Path | None
+    stopped_by: str
+    steps: int
+    best_step: int
+    tokens: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: Any = field(default=None, repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """True unless a signal stopped the run."""
+        return self.model_folder is not None
+
+    def write(self) -> None:
+        """Write `result.json`: every field but the model."""
+        values = {name: value for name, value in vars(self).items() if name != "model"}
+        values = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        (self.output / "result.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def save_whole(save: Callable[[Path], object], folder: Path) -> Path:
+    """Let `save` fill a folder beside its final place, then rename it: a kill leaves no half a model behind."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        save(partial)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    publish_directory(partial, folder)
+    return folder
+
+
+def count_table(**counts: Any) -> dict[str, dict[str, Any]]:
+    """`RecordCounts` by kind as plain dicts for `TrainingResult.records`."""
+    return {kind: {**asdict(each), "refused": dict(each.refused)} for kind, each in counts.items()}

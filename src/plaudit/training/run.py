@@ -1,0 +1,149 @@
+"""The services around a training loop as one context: stop requests, trackers, progress, checkpoints, cadence."""
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from plaudit.configs.training import TrainingConfig
+from plaudit.training.messages import say
+from plaudit.training.optimizers import set_learning_rate
+from plaudit.training.progress import ProgressReport
+from plaudit.training.random_state import random_state
+from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
+from plaudit.training.session import RunState, Session
+from plaudit.training.signals import StopRequest
+from plaudit.training.trackers import Trackers
+
+SHOWN = ("loss", "accuracy")
+
+
+class Run:
+    """What a loop needs besides its own mathematics.
+
+    The order inside a step is fixed: update, log, evaluate, save. So a checkpoint holds everything that was logged
+    for its step, and a run that goes on from it repeats bit by bit what an uninterrupted run would have done.
+
+    Attributes:
+        state: where the run stands.
+        total_steps: optimizer steps of the whole run.
+        stop: the request to stop by SIGTERM or SIGINT.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, session: Session, *, steps_per_epoch: int, evaluates: bool, label: str
+    ) -> None:
+        self.config, self.session, self.label = config, session, label
+        self.steps_per_epoch, self.evaluates = steps_per_epoch, evaluates
+        self.total_steps = total_steps(config, steps_per_epoch)
+        self.stop = StopRequest()
+        resumed = config.resume and session.resume()
+        if resumed and not config.quiet:
+            say(f"{label}: going on after step {self.state.step} of {self.total_steps}")
+        self.trackers = Trackers(
+            config.trackers,
+            config.output,
+            settings=config.model_dump(mode="json"),
+            resume_step=self.state.step if resumed else None,
+        )
+        self.progress = ProgressReport(
+            self.total_steps, first_step=self.state.step, every=config.log_every, label=label, quiet=config.quiet
+        )
+        self._step_randomness: dict[str, Any] = {}
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands."""
+        return self.session.state
+
+    def __enter__(self) -> Self:
+        self.stop.__enter__()
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+        self.trackers.close()
+        self.stop.__exit__(kind, error, trace)
+
+    def begin_step(self) -> None:
+        """Remember the random state, in case the step is broken off, and set the learning rate of this step."""
+        self._step_randomness = random_state()
+        settings = self.config.optimizer
+        factor = learning_rate_factor(
+            self.state.step,
+            schedule=settings.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=warmup_steps_of(settings.warmup, self.total_steps),
+            final_fraction=settings.final_fraction,
+        )
+        set_learning_rate(self.session.optimizer, factor)
+
+    def break_off(self) -> str:
+        """Save the run as it stood before the step that was begun; returns the name of the signal."""
+        self.session.optimizer.zero_grad(set_to_none=True)
+        path = self.session.save(self._step_randomness)
+        self.trackers.flush()
+        say(f"{self.label}: stopped by {self.stop.requested} after step {self.state.step}; go on with resume ({path})")
+        return str(self.stop.requested)
+
+    def end_step(self, metrics: Mapping[str, float], *, tokens: int, records: int) -> None:
+        """Count a step whose update has been made, and log it."""
+        state = self.state
+        state.step, state.tokens, state.records = state.step + 1, state.tokens + tokens, state.records + records
+        rate = self.session.optimizer.param_groups[0]["lr"]
+        logged = {
+            **metrics,
+            "learning_rate": rate,
+            "epoch": state.step / self.steps_per_epoch,
+            "num_tokens": float(state.tokens),
+        }
+        shown = {name: metrics[name] for name in SHOWN if name in metrics}
+        clock = self.progress.update(state.step, tokens=tokens, metrics=shown)
+        self.trackers.log(state.step, logged | clock)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """True after a step that an evaluation on held-out records follows."""
+        return self.evaluates and self._due(self.config.evaluate_every)
+
+    def end_evaluation(self, metrics: dict[str, float], *, monitored: str) -> None:
+        """Log an evaluation, judge whether it is the best, and if so save it."""
+        state = self.state
+        state.evaluation = metrics
+        if self.session.best.update(state.step, metrics[monitored]):
+            state.best_evaluation = metrics
+        self.trackers.log(state.step, {f"eval/{name}": value for name, value in metrics.items()})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.progress.note(f"step {state.step}, held out: {shown}")
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint where the configuration asks for one, where the best weights are, and at the end."""
+        best_here = self.config.keep_best and self.session.best.step == self.state.step
+        if self._due(self.config.save_every) or best_here or self.finished:
+            self.trackers.flush()
+            self.session.save()
+
+    @property
+    def finished(self) -> str | None:
+        """Why the run is over: `patience`, `max_steps`, `epochs`; None while it goes on."""
+        if self.session.best.exhausted:
+            return "patience"
+        if self.state.step < self.total_steps:
+            return None
+        return "max_steps" if self.state.step == self.config.max_steps else "epochs"
+
+    def _due(self, every: int | None) -> bool:
+        step = self.state.step
+        if every is None:
+            return step % self.steps_per_epoch == 0 or step == self.total_steps
+        return step % every == 0 or step == self.total_steps
+
+
+def total_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run: its epochs, a broken one rounded up, but at most `max_steps`."""
+    # The tolerance keeps 0.1 × 30 at 3 steps, although it is a little more in floating point.
+    steps = max(1, math.ceil(config.epochs * steps_per_epoch - 1e-6))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
