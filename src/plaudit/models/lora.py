@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from plaudit.configs.model import LoraConfig
 from plaudit.models.states import unwrap
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 def add_lora(model: "RewardModel", config: LoraConfig, *, seed: int = 0) -> None:
     """Freeze the backbone and put adapters into it; the head and the aggregation stay trainable.
 
-    An adapter adds `alpha / rank · B A` to its layer, with `B = 0` at first (Hu et al. 2021): scores do not change.
-
     Args:
         model: the reward model, changed in place.
         config: rank, scale and layers.
@@ -25,9 +24,28 @@ def add_lora(model: "RewardModel", config: LoraConfig, *, seed: int = 0) -> None
         ImportError: if peft is not installed.
         ValueError: if the model has adapters already.
     """
-    peft = _peft()
     if has_lora(model):
         raise ValueError("the model has adapters already; merge them first")
+    model.backbone = wrap_lora(model.backbone, config, seed=seed)
+
+
+def wrap_lora(model: nn.Module, config: LoraConfig, *, seed: int = 0) -> nn.Module:
+    """A transformers model with adapters and everything else frozen.
+
+    An adapter adds `alpha / rank · B A` to its layer, with `B = 0` at first (Hu et al. 2021): outputs do not change.
+
+    Args:
+        model: the model; its layers are replaced in place.
+        config: rank, scale and layers.
+        seed: seed of the adapters' weights; the global generator is left as it was.
+
+    Returns:
+        The model in peft's wrapper.
+
+    Raises:
+        ImportError: if peft is not installed.
+    """
+    peft = _peft()
     targets = config.target_modules
     adapter = peft.LoraConfig(
         r=config.rank,
@@ -37,7 +55,8 @@ def add_lora(model: "RewardModel", config: LoraConfig, *, seed: int = 0) -> None
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.backbone = peft.get_peft_model(model.backbone, adapter)
+        wrapped: nn.Module = peft.get_peft_model(model, adapter)
+    return wrapped
 
 
 def has_lora(model: "RewardModel") -> bool:

@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from plaudit.configs.model import RewardModelConfig
 from plaudit.core.layout import PackedBatch
-from plaudit.data.packing import pack_groups
+from plaudit.data.packing import pack_groups, unpack_rows
 from plaudit.data.records import Prompt
 from plaudit.data.tokenising import TextTokeniser, TokenisedGroup
 from plaudit.models.aggregation import build_aggregation
 from plaudit.models.backbone import backbone_from_config, is_causal, load_tokenizer, longest_text
 from plaudit.models.heads import initialise_head
 from plaudit.models.probe import choose_path
-from plaudit.models.states import packed_states, padded_states, unwrap
+from plaudit.models.states import packed_states, padded_states, row_arguments, unwrap
+
+NATIVE = "native"
+"""The aggregation of models by others whose own classification head reads the states."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class RewardModelParts:
     """What a reward model is, apart from its weights; saved in `plaudit.json`.
 
     Attributes:
-        aggregation: name of the aggregation.
+        aggregation: name of the aggregation; `native` for a classification model that brings its own.
         aggregate_over: `completion` or `text`.
         discount: `γ` of a discounted sum.
         attributes: names of several outputs; empty is one output.
@@ -85,7 +88,14 @@ class RewardModel(nn.Module):
     is_normalised: Tensor
 
     def __init__(
-        self, backbone: nn.Module, tokenizer: Any, parts: RewardModelParts, *, packed: bool | None = None, seed: int = 0
+        self,
+        backbone: nn.Module,
+        tokenizer: Any,
+        parts: RewardModelParts,
+        *,
+        packed: bool | None = None,
+        seed: int = 0,
+        initialise: bool = True,
     ) -> None:
         """Put the parts together and initialise the head (see `plaudit.models.heads.initialise_head`).
 
@@ -95,6 +105,7 @@ class RewardModel(nn.Module):
             parts: what to build on top.
             packed: True or False where the path is already known; None decides by `parts.attn_implementation`.
             seed: seed of the aggregation's and the head's weights; the global generator is left as it was.
+            initialise: False where the head's weights are loaded right after.
 
         Raises:
             ValueError: if the aggregation is unknown, or packing was asked for and is not possible.
@@ -115,20 +126,22 @@ class RewardModel(nn.Module):
             template=parts.template,  # type: ignore[arg-type]
         )
         hidden_size = int(config.get_text_config().hidden_size)
-        outputs = max(len(parts.attributes), 1)
+        outputs = self.num_outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.aggregation = build_aggregation(
-                parts.aggregation, hidden_size, over=parts.aggregate_over, discount=parts.discount
-            )
+            # A native model's own head reads the states; the last token stands in for the unused aggregation.
+            name = "last" if parts.aggregation == NATIVE else parts.aggregation
+            self.aggregation = build_aggregation(name, hidden_size, over=parts.aggregate_over, discount=parts.discount)
             self.head = nn.Linear(self.aggregation.output_size, outputs)  # type: ignore[arg-type]
+        self.head.requires_grad_(parts.aggregation != NATIVE)
         device = next(backbone.parameters()).device
         self.aggregation.to(device)
         self.head.to(device)
         self.register_buffer("normalisation_mean", torch.zeros(outputs, device=device))
         self.register_buffer("normalisation_std", torch.ones(outputs, device=device))
         self.register_buffer("is_normalised", torch.zeros((), dtype=torch.bool, device=device))
-        initialise_head(self, seed=seed)
+        if initialise and parts.aggregation != NATIVE:
+            initialise_head(self, seed=seed)
 
     @classmethod
     def from_backbone(cls, config: RewardModelConfig) -> "RewardModel":
@@ -192,6 +205,11 @@ class RewardModel(nn.Module):
         return self.parts.attributes
 
     @property
+    def num_outputs(self) -> int:
+        """How many numbers one completion gets: the number of attributes, at least 1."""
+        return max(len(self.parts.attributes), 1)
+
+    @property
     def max_length(self) -> int:
         """Most tokens of a text."""
         return self.parts.max_length
@@ -217,8 +235,17 @@ class RewardModel(nn.Module):
         Returns:
             `[C]` float32, or `[C, A]` with attributes.
         """
-        scores: Tensor = self.head_scores(self.states(batch), batch)
+        if self.parts.aggregation == NATIVE:
+            scores = self._native_scores(batch)
+        else:
+            scores = self.head_scores(self.states(batch), batch)
         return scores if self.attributes else scores.squeeze(-1)
+
+    def _native_scores(self, batch: PackedBatch) -> Tensor:
+        rows = unpack_rows(batch, self.tokenizer.pad_token_id)
+        arguments = row_arguments(self.backbone, rows, self.text_tokeniser.completion_token_type)
+        logits: Tensor = self.backbone(**arguments).logits
+        return logits.float()
 
     def head_scores(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """`W · agg(states) + b` in float32, also under autocast: `[N, H]` to `[C, max(A, 1)]`."""
@@ -246,10 +273,8 @@ class RewardModel(nn.Module):
             ValueError: if a number is not finite, a deviation is not positive, or the count is wrong.
         """
         means, stds = (torch.tensor(v, dtype=torch.float32).reshape(-1) for v in (mean, std))
-        if means.numel() != self.head.out_features or stds.numel() != self.head.out_features:
-            raise ValueError(
-                f"{means.numel()} means and {stds.numel()} deviations for {self.head.out_features} outputs"
-            )
+        if means.numel() != self.num_outputs or stds.numel() != self.num_outputs:
+            raise ValueError(f"{means.numel()} means and {stds.numel()} deviations for {self.num_outputs} outputs")
         if not (means.isfinite().all() and stds.isfinite().all() and (stds > 0).all()):
             raise ValueError(f"mean {mean} and std {std}: both must be finite and std positive")
         self.normalisation_mean.copy_(means)

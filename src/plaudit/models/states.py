@@ -100,16 +100,19 @@ def padded_states(
 
 
 def row_states(model: nn.Module, rows: PaddedRows, completion_token_type: int = 0) -> Tensor:
-    """States of plain padded rows: `[C, T, H]`. Positions come from the mask, never from a pad id."""
+    """States of plain padded rows: `[C, T, H]`."""
+    states: Tensor = model(**row_arguments(model, rows, completion_token_type)).last_hidden_state
+    return states
+
+
+def row_arguments(model: nn.Module, rows: PaddedRows, completion_token_type: int = 0) -> dict[str, Tensor | bool]:
+    """What the plain forward over padded rows is called with. Positions come from the mask, never from a pad id."""
     column = torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)
     answers = (column >= rows.completion_start[:, None]) & (column < rows.completion_end[:, None])
     arguments = _no_cache(model) | _token_types(model, answers, completion_token_type)
     if takes_argument(model, "position_ids"):
         arguments["position_ids"] = rows.position_ids + position_offset(model)
-    states: Tensor = model(
-        input_ids=rows.input_ids, attention_mask=rows.attention_mask.long(), **arguments
-    ).last_hidden_state
-    return states
+    return arguments | {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask.long()}
 
 
 def _no_cache(model: nn.Module) -> dict[str, Tensor | bool]:
