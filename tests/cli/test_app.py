@@ -1,6 +1,5 @@
 """The command line as a user meets it: help without torch, one clear line for every fault."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,11 +7,11 @@ import sys
 import pytest
 
 import plaudit
-from plaudit.cli.app import CONFIGURED_VERBS, VERBS, main
+from plaudit.cli.app import CONFIGURED_VERBS, VERBS, main, registered_verbs
 from plaudit.cli.verb import import_string
 
 HEAVY = ("torch", "transformers", "datasets", "scipy", "sklearn", "matplotlib")
-EXISTING = [verb for verb, (path, _) in VERBS.items() if importlib.util.find_spec(path.partition(":")[0])]
+EXISTING = registered_verbs()
 
 
 def run_python(code: str) -> tuple[str, float]:

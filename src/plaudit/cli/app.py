@@ -49,13 +49,17 @@ VERBS: dict[str, tuple[str, str]] = {
 VERB_GROUPS = {"data": "Look at and convert comparisons.", "evaluate": "Measure a model."}
 
 
+def registered_verbs() -> list[str]:
+    """The verbs whose file is part of this installation."""
+    return [verb for verb, (import_string, _) in VERBS.items() if find_spec(import_string.partition(":")[0])]
+
+
 def build_app() -> App:
     """The cyclopts application with every verb registered by its import string, none of them imported."""
     app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__)
     groups: dict[str, App] = {}
-    for verb, (import_string, about) in VERBS.items():
-        if find_spec(import_string.partition(":")[0]) is None:
-            continue
+    for verb in registered_verbs():
+        import_string, about = VERBS[verb]
         parent, name = app, verb
         if " " in verb:
             group, _, name = verb.partition(" ")
