@@ -1,7 +1,7 @@
 """Runs training jobs in forked children that really die, so that torch is imported once for all of them.
 
-Called as `python worker.py JOBS.json`; each job is a list of runs in one folder, one after the other, each in a child of
-its own. A run may be killed by SIGKILL, or asked to stop by SIGTERM, at a chosen moment.
+Called as `python worker.py JOBS.json`; each job is a list of runs in one folder, one after the other, each in a child
+of its own. A run may be killed by SIGKILL, or asked to stop by SIGTERM, at a chosen moment.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def records(count: int, seed: int) -> list[Comparison]:
             text = " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 6)))
             if text not in completions:
                 completions.append(text)
-        order = sorted(range(4), key=lambda k: (-completions[k].count("good"), len(completions[k])))  # noqa: B023
+        order = sorted(range(4), key=lambda k: (-completions[k].count("good"), len(completions[k])))
         prompt = " ".join(draw.choice(WORDS) for _ in range(5))
         judgement = Ranking(tuple((k,) for k in order))
         made.append(Comparison(prompt=prompt, completions=tuple(completions), judgement=judgement, id=f"r{number}"))

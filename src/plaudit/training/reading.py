@@ -14,8 +14,9 @@ from plaudit.core.layout import PackedBatch
 from plaudit.data.io import ReadResult, read_data, read_demonstration_data
 from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison, Demonstration
+from plaudit.data.splits import prompt_key, split_comparisons
 from plaudit.data.tokenising import TextTokeniser, TextTooLongError, TokenisedGroup
-from plaudit.training.messages import say
+from plaudit.training.messages import say, warn
 
 Record = TypeVar("Record", Comparison, Demonstration)
 
@@ -211,6 +212,9 @@ def _gather(
         raise ConfigError("data: name at least one file of records, for example --data train.jsonl")
     train_records, train_counts = read(data) if train is None else _handed(train)
     held_records, held_counts = read(held_out_data) if held_out is None else _handed(held_out)
+    shared = {prompt_key(each.prompt) for each in train_records} & {prompt_key(each.prompt) for each in held_records}
+    if shared:
+        warn(f"{len(shared)} prompts stand in the training and in the held-out records: the evaluation flatters")
     return Split(train_records, held_records, train_counts, held_counts)
 
 
@@ -220,8 +224,6 @@ def _handed(records: Sequence[Record]) -> tuple[list[Record], RecordCounts]:
 
 def _hold_out(split: Split[Record], fraction: float, key: SplitKey) -> None:
     """Move a share of the training records to the held-out side; the refused stay counted with the training part."""
-    from plaudit.data.splits import split_comparisons
-
     parts = split_comparisons(split.train, fractions={"train": 1 - fraction, "held_out": fraction}, key=key)
     split.train, split.held_out = parts["train"], parts["held_out"]
     count = len(split.held_out)
