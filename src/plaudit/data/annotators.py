@@ -27,8 +27,8 @@ def merge_annotators(comparisons: Sequence[Comparison]) -> list[Comparison]:
     who judged a completion. Labels become the weighted majority; an even split is unjudged.
     Judgements of different kinds (relative, scores, labels, ratings) are not mixed: each kind gives its own
     comparison. A comparison that stands alone stays as it is, and so do those whose sum would say nothing (labels
-    that all split evenly, weights of 0). The joined comparison stands in the place of its first, keeps that one's order, id, group
-    and subset, has no annotator and weight 1; a margin is kept where all agree.
+    that all split evenly, weights of 0). The joined comparison stands in the place of its first,
+    keeps that one's order, id, group and subset, has no annotator and weight 1; a margin is kept where all agree.
 
     Note that votes keep of a long ranking only who won; keep annotators apart to learn from whole rankings.
     """

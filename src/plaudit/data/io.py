@@ -226,8 +226,8 @@ class _Engine(Generic[Record]):
     ) -> None:
         if format_name is not None and format_name not in formats:
             raise ValueError(f"unknown format {format_name!r}; expected one of {', '.join(formats)}")
-        self.formats = formats
-        self.finish = finish
+        self.formats: Mapping[str, Format[Record]] = formats
+        self.finish: Callable[[Record, Mapping[str, Any]], Record] = finish
         self.format_name, self.on_error, self.tally, self.limit = format_name, on_error, tally, limit
         self.side: IO[str] | None = None
 
