@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
         "schedule": "linear",
         "warmup": 0.1,
     },
-    "model": {"aggregation": "mean", "aggregate_over": "text", "max_length": 256, "too_long": "truncate_prompt"},
+    "model": {"aggregation": "mean", "aggregate_over": "text", "max_length": 256, "too_long": "truncate"},
 }
 """What every variant starts from; a variant changes one factor of it."""
 

@@ -212,6 +212,18 @@ def test_too_long_is_refused_or_cut_from_the_left_of_the_prompt_for_all_alike() 
     assert tiny.counts["refused"] == 1
 
 
+def test_truncate_shortens_completions_from_the_right_and_keeps_a_quarter_for_the_prompt() -> None:
+    tokenizer = bytes_tokenizer(bos=True)
+    cutting = TextTokeniser(tokenizer, causal=True, max_length=12, too_long="truncate", template="raw")
+    [block] = cutting.group("0123456789", ["abcdefghijkl", "xy"]).blocks
+    assert tokenizer.decode(block.prefix) == "<s>89"
+    assert tokenizer.decode(block.completions[0]) == "abcdefghi"
+    assert tokenizer.decode(block.completions[1]).startswith("xy")
+    assert block.completions[1][-1] == cutting.end_token_id != block.completions[0][-1]
+    assert cutting.counts["completions_truncated"] == 1
+    assert cutting.counts["completion_tokens_dropped"] == 4
+
+
 def test_bos_that_the_chat_template_wrote_survives_truncation() -> None:
     tokenizer = bytes_tokenizer(template=BRACKETS)
     tokeniser = TextTokeniser(tokenizer, causal=True, max_length=20, too_long="truncate_prompt")

@@ -74,8 +74,9 @@ class RewardModelConfig(Config):
     max_length: int | None = Field(default=None, ge=2)
     """Longest text in tokens; None takes what the backbone and its tokenizer allow."""
 
-    too_long: Literal["refuse", "truncate_prompt"] = "refuse"
-    """What happens to longer texts: refused, or the prompt loses tokens from its left. Answers are never shortened."""
+    too_long: Literal["refuse", "truncate_prompt", "truncate"] = "refuse"
+    """What happens to longer texts: refused; the prompt loses tokens from its left; or (`truncate`) answers that do not
+    fit beside a quarter of `max_length` for the prompt lose tokens from their right as well. All of it is counted."""
 
     template: Literal["auto", "chat", "plain", "raw"] = "auto"
     """How a conversation becomes text: the tokenizer's chat template where it has one, else the plain one."""

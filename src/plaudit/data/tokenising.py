@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from plaudit.data.records import Prompt
 from plaudit.data.templates import ChatTemplate, Rendering, TextTemplate, bare_prompt
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TooLong = Literal["refuse", "truncate_prompt"]
+TooLong = Literal["refuse", "truncate_prompt", "truncate"]
 TemplateChoice = Literal["auto", "chat", "plain", "raw"]
 
 
@@ -95,13 +95,14 @@ class TextTokeniser:
         causal: True for decoders.
         max_length: most tokens of `prefix + completion`.
         too_long: "refuse" raises `TextTooLongError`; "truncate_prompt" drops tokens from the left of the prompt, behind
-            bos or CLS, as many for every completion of the group as the longest one needs. A completion is never
-            shortened: one that does not fit even alone is refused.
+            bos or CLS, as many for every completion of the group as the longest one needs; a completion that does not
+            fit even alone is refused. "truncate" keeps a quarter of `max_length` for the prompt's end in that case and
+            drops tokens from the right of longer completions, which a decoder then reads as cut-off answers.
         template: "chat", "plain" or "raw": what is in use (see `plaudit.data.templates`); "pair" for encoders.
         end_token: text of the token that ends every answer; None for encoders.
         completion_token_type: token type of the second text of a pair; 0 for decoders.
-        counts: what happened so far: `groups`, `completions`, `prompts_truncated`, `prompt_tokens_dropped`, `refused`,
-            `unstable`, `verbatim`, `surrogates`.
+        counts: what happened so far: `groups`, `completions`, `prompts_truncated`, `prompt_tokens_dropped`,
+            `completions_truncated`, `completion_tokens_dropped`, `refused`, `unstable`, `verbatim`, `surrogates`.
     """
 
     def __init__(
@@ -129,8 +130,8 @@ class TextTokeniser:
         Raises:
             ValueError: if a choice is unknown or contradicts the others, or there is no end token.
         """
-        if too_long not in ("refuse", "truncate_prompt"):
-            raise ValueError(f'too_long is {too_long!r}; use "refuse" or "truncate_prompt"')
+        if too_long not in get_args(TooLong):
+            raise ValueError(f"too_long is {too_long!r}; use one of {', '.join(get_args(TooLong))}")
         if template not in ("auto", "chat", "plain", "raw"):
             raise ValueError(f'template is {template!r}; use "auto", "chat", "plain" or "raw"')
         if max_length < 1:
@@ -262,13 +263,15 @@ class TextTokeniser:
             )
         # The separator between an encoder's texts must stay as well.
         kept_behind = 0 if self.causal else len(self._pair.middle)
+        if self.too_long == "truncate":
+            group = self._cut_completions(group)
         longest = max(len(ids) for block in group.blocks for ids in block.completions)
         room = self.max_length - longest - head - kept_behind
         if room < 0:
             self.counts["refused"] += 1
             raise TextTooLongError(
                 f"a completion of {longest} tokens does not fit into max_length {self.max_length} even without its "
-                "prompt, and a completion is never shortened; raise max_length or leave the record out"
+                'prompt; raise max_length, leave the record out or use too_long="truncate", which shortens completions'
             )
         self.counts["prompts_truncated"] += 1
         blocks = []
@@ -278,6 +281,22 @@ class TextTokeniser:
             blocks.append(
                 TokenisedBlock(block.prefix[:head] + block.prefix[head + drop :], block.completions, block.slots)
             )
+        return TokenisedGroup(tuple(blocks))
+
+    def _cut_completions(self, group: TokenisedGroup) -> TokenisedGroup:
+        """The group with completions cut from the right, so that a quarter of `max_length` is left for prompts."""
+        tail = [] if self.causal else self._pair.tail
+        blocks = []
+        for block in group.blocks:
+            room = self.max_length - min(len(block.prefix), self.max_length // 4)
+            completions = []
+            for ids in block.completions:
+                if len(ids) > room:
+                    self.counts["completions_truncated"] += 1
+                    self.counts["completion_tokens_dropped"] += len(ids) - room
+                    ids = ids[: room - len(tail)] + tail
+                completions.append(ids)
+            blocks.append(TokenisedBlock(block.prefix, completions, block.slots))
         return TokenisedGroup(tuple(blocks))
 
     def _encode(self, texts: list[str]) -> list[list[int]]:

@@ -192,6 +192,8 @@ def tokenise_records(
         say(f"{kind}s: {counts}")
         if truncated := tokeniser.counts["prompts_truncated"]:
             say(f"{kind}s: {truncated} prompts cut from the left to fit {tokeniser.max_length} tokens")
+        if shortened := tokeniser.counts["completions_truncated"]:
+            say(f"{kind}s: {shortened} completions cut from the right to fit {tokeniser.max_length} tokens")
     if not kept:
         raise ValueError(f"no usable {kind} is left: {counts}")
     return TokenisedRecords(kept, groups, names, counts, tokeniser.causal)
