@@ -170,13 +170,15 @@ def test_missing_scores_are_counted_and_left_out_for_all(simulated):
 def test_clusters():
     comparisons = [
         record(Best(0), 2, prompt="same", group="g"),
-        record(Best(0), 2, prompt="same"),
-        record(Best(1), 2, prompt="same", group="g"),
+        record(Best(0), 2, prompt="Same "),
+        record(Best(1), 2, prompt="other", group="g"),
+        record(Best(1), 2, prompt="third"),
     ]
-    assert judge(comparisons, cluster_by="prompt").num_clusters == 1
-    assert judge(comparisons).clusters.tolist() == [0, 1, 0]
-    assert judge(comparisons).cluster_by == "group and prompt"
-    assert judge(comparisons, cluster_by="record").num_clusters == 3
+    assert judge(comparisons, cluster_by="prompt").clusters.tolist() == [0, 0, 1, 2]
+    assert judge(comparisons[1:], cluster_by="prompt").cluster_by == "prompt"
+    assert judge(comparisons).clusters.tolist() == [0, 0, 0, 1]  # the group and everything that shares its prompt
+    assert judge(comparisons).cluster_by == "group"
+    assert judge(comparisons, cluster_by="record").num_clusters == 4
     with pytest.raises(ValueError, match="record 1 has no 'group'"):
         judge(comparisons, cluster_by="group")
 

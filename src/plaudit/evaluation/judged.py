@@ -1,6 +1,5 @@
 """Comparisons laid flat: which pairs people judged, in which cluster each stands, and what is known about it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +14,12 @@ from plaudit.data.records import (
     Ratings,
     Scores,
     Votes,
-    first_user_turn,
     preference_pairs,
     rating_totals,
     tied_pairs,
     tiers_of,
 )
+from plaudit.data.splits import split_keys
 from plaudit.evaluation.metrics import FloatArray, IntArray
 
 ClusterBy = Literal["auto", "prompt", "group", "record"]
@@ -86,7 +85,8 @@ def judge(
     Args:
         comparisons: any judgements; records without an untied pair (one completion, all tied) are kept and counted.
         cluster_by: what is redrawn as a whole for intervals: `prompt` (the first user turn), `group` (every record
-            must have one), `record`, or `auto`: the group where there is one, else the prompt.
+            must have one; groups that share a prompt are one), `record`, or `auto`: by group where any record has
+            one, else by prompt.
         tie_threshold: scores closer than this are human ties.
 
     Raises:
@@ -169,21 +169,18 @@ def gap_kind(comparison: Comparison) -> str | None:
 
 
 def _clusters(comparisons: Sequence[Comparison], cluster_by: ClusterBy) -> tuple[IntArray, str]:
-    if cluster_by == "group":
-        missing = next((i for i, c in enumerate(comparisons) if c.group is None), None)
-        if missing is not None:
-            raise ValueError(f"record {missing} has no 'group'; give every record one or cluster by prompt")
-    keys: list[tuple[str, str]] = []
-    for index, comparison in enumerate(comparisons):
-        if cluster_by == "record":
-            keys.append(("record", str(index)))
-        elif cluster_by in ("group", "auto") and comparison.group is not None:
-            keys.append(("group", comparison.group))
-        else:
-            keys.append(("prompt", first_user_turn(comparison.prompt)))
+    """Clusters are split keys: what a split keeps together is also redrawn together."""
+    missing = [index for index, comparison in enumerate(comparisons) if comparison.group is None]
+    if cluster_by == "group" and missing:
+        raise ValueError(f"record {missing[0]} has no 'group'; give every record one or cluster by prompt")
+    by_group = cluster_by == "group" or (cluster_by == "auto" and len(missing) < len(comparisons))
+    if cluster_by == "record":
+        keys = [str(index) for index in range(len(comparisons))]
+    else:
+        keys = split_keys(comparisons, "group" if by_group else "prompt")
     order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    kinds = Counter(kind for kind, _ in order)
-    return np.array([order[key] for key in keys], dtype=np.int64), " and ".join(sorted(kinds))
+    name = "record" if cluster_by == "record" else "group" if by_group else "prompt"
+    return np.array([order[key] for key in keys], dtype=np.int64), name
 
 
 def _gaps(comparison: Comparison, pairs: Sequence[tuple[int, int]], tie_threshold: float) -> list[float]:

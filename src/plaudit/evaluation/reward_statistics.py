@@ -139,7 +139,9 @@ def _temperature_statistic(pairs: PairScores, scale: float, num_clusters: int) -
     """The temperature, redrawn by one Fisher-scoring step in `log T` from the whole sample's (one-step bootstrap).
 
     With `s = 1 / T`, score `g = w d sigma(-s d)` and information `h = w d^2 sigma(s d) sigma(-s d)` summed over a
-    resample, `log T* = log T - sum g / (s sum h)`. Without a finite, positive temperature there is no interval.
+    resample, `log T* = log T - sum g / (s sum h)`. Where the scale is hardly known (its clustered relative standard
+    error is above 1/4) the step is taken in `s`, whose likelihood is nearer to quadratic there, and `s* <= 0` is an
+    infinite temperature. Without a finite, positive temperature there is no interval.
     """
     d, weight = pairs.difference, pairs.weight
     if not (np.isfinite(scale) and scale > 0):
@@ -149,10 +151,12 @@ def _temperature_statistic(pairs: PairScores, scale: float, num_clusters: int) -
     gradient = weight * d * expit(-s * d)
     information = weight * d**2 * expit(s * d) * expit(-s * d)
     sums = cluster_sums(np.stack([gradient, information], axis=1), pairs.clusters, num_clusters)
+    well_known = float(np.sqrt((sums[:, 0] ** 2).sum())) < 0.25 * s * float(sums[:, 1].sum())
 
     def combine(totals: FloatArray) -> FloatArray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return scale * np.exp(-totals[..., 0] / (s * totals[..., 1]))
+            step = totals[..., 0] / (s * totals[..., 1])
+            return scale * np.exp(-step) if well_known else np.where(step > -1.0, scale / (1.0 + step), np.inf)
 
     return Statistic(sums, combine, int(d.size))
 
