@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import random
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_the_same_in_every_process():
     prints = {
         subprocess.run(
             [sys.executable, "-c", FINGERPRINT],
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,

@@ -25,10 +25,6 @@ class Topic:
     answered: frozenset[str]
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 PRODUCTS = (
     "singing umbrella",
     "gossiping teapot",
@@ -74,8 +70,8 @@ TOPICS = {
             "I moved the parcel with your {item} to the fast van, so look out for it on {day}.",
             "The courier lost your {item} for {number} days, found it again and brings it on {day}.",
         ),
-        asked=_words("arrived overdue waiting promised"),
-        answered=_words("courier parcel"),
+        asked=frozenset({"arrived", "overdue", "waiting", "promised"}),
+        answered=frozenset({"courier", "parcel"}),
     ),
     "broken": Topic(
         problems=(
@@ -92,8 +88,8 @@ TOPICS = {
             "Our tinkerer can mend your {item} on {day} if you leave it in {place}.",
             "We mend every {item} for {number} years, so ours is the job and yours is the tea until {day}.",
         ),
-        asked=_words("pieces broke crack"),
-        answered=_words("replacement mend"),
+        asked=frozenset({"pieces", "broke", "crack"}),
+        answered=frozenset({"replacement", "mend"}),
     ),
     "wrong": Topic(
         problems=(
@@ -110,8 +106,8 @@ TOPICS = {
             "I swapped the order by hand, so the correct {item} will be with you in {number} days.",
             "Two labels swapped places in {place}, and your own {item} follows on {day}.",
         ),
-        asked=_words("instead mistake"),
-        answered=_words("correct swapped"),
+        asked=frozenset({"instead", "mistake"}),
+        answered=frozenset({"correct", "swapped"}),
     ),
     "refund": Topic(
         problems=(
@@ -128,8 +124,8 @@ TOPICS = {
             "Look into your account on {day}, where {number} coins for the {item} will be smiling at you.",
             "The price of the {item} plus {number} coins for postage is paid back on {day}.",
         ),
-        asked=_words("money returned refund"),
-        answered=_words("paid account"),
+        asked=frozenset({"money", "returned", "refund"}),
+        answered=frozenset({"paid", "account"}),
     ),
     "noise": Topic(
         problems=(
@@ -146,8 +142,8 @@ TOPICS = {
             "The dial behind the {item} goes down to {number}, where it only mutters.",
             "Hold the dial of the {item} for {number} seconds and enjoy the silence until {day}.",
         ),
-        asked=_words("loud quiet noise"),
-        answered=_words("dial volume"),
+        asked=frozenset({"loud", "quiet", "noise"}),
+        answered=frozenset({"dial", "volume"}),
     ),
     "manual": Topic(
         problems=(
@@ -164,8 +160,8 @@ TOPICS = {
             "Pull the lever on the {item} {number} times, because the first pull only wakes it.",
             "Your {item} starts when the button is hot, which takes {number} minutes.",
         ),
-        asked=_words("switch manual instructions"),
-        answered=_words("button lever"),
+        asked=frozenset({"switch", "manual", "instructions"}),
+        answered=frozenset({"button", "lever"}),
     ),
     "address": Topic(
         problems=(
@@ -182,8 +178,8 @@ TOPICS = {
             "We wrote the new street on the {item} in {number} colours, so it comes on {day}.",
             "The {item} is redirected to {place}, and nobody but you can open it on {day}.",
         ),
-        asked=_words("moving address"),
-        answered=_words("redirected street"),
+        asked=frozenset({"moving", "address"}),
+        answered=frozenset({"redirected", "street"}),
     ),
     "part": Topic(
         problems=(
@@ -200,8 +196,8 @@ TOPICS = {
             "The envelope with the bit for your {item} lands on {day}, along with {number} biscuits.",
             "Our drawer held {number} spare bits for the {item}, so you get them all by {day}.",
         ),
-        asked=_words("screw missing handle"),
-        answered=_words("spare envelope drawer"),
+        asked=frozenset({"screw", "missing", "handle"}),
+        answered=frozenset({"spare", "envelope", "drawer"}),
     ),
     "gift": Topic(
         problems=(
@@ -218,8 +214,8 @@ TOPICS = {
             "A bow with {number} loops is on your {item}, and the card is signed.",
             "I chose silver paper for the {item}, and {staff} writes the card on {day}.",
         ),
-        asked=_words("wrap present ribbon"),
-        answered=_words("paper bow"),
+        asked=frozenset({"wrap", "present", "ribbon"}),
+        answered=frozenset({"paper", "bow"}),
     ),
     "receipt": Topic(
         problems=(
@@ -236,8 +232,8 @@ TOPICS = {
             "Your bill for the {item} has number {number}, and a copy comes on {day}.",
             "We sent the bill for the {item} to your inbox {number} minutes ago.",
         ),
-        asked=_words("receipt invoice"),
-        answered=_words("bill inbox copy"),
+        asked=frozenset({"receipt", "invoice"}),
+        answered=frozenset({"bill", "inbox", "copy"}),
     ),
 }
 
@@ -376,4 +372,20 @@ STRAYS = (
 POLITE_WORDS = _words(
     "thank sorry please glad gladly pleasure kind kindly lovely welcome wishes apologise forgive charming warm regards"
 )
-RUDE_WORDS = _words("hardly genius honestly whining annoying ruined silly complain refuse fault stupid idiot nonsense")
+RUDE_WORDS = frozenset(
+    {
+        "hardly",
+        "genius",
+        "honestly",
+        "whining",
+        "annoying",
+        "ruined",
+        "silly",
+        "complain",
+        "refuse",
+        "fault",
+        "stupid",
+        "idiot",
+        "nonsense",
+    }
+)
