@@ -34,6 +34,10 @@ class LanguageModelConfig(Config):
     """Whether code that comes with a model may run on this machine."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest text in tokens; None takes what the model and its tokenizer allow."""
+    template: Literal["auto", "chat", "plain", "raw"] = "auto"
+    """How a conversation becomes text: the tokenizer's chat template where it has one, else the plain one."""
+    too_long: Literal["refuse", "truncate_prompt"] = "refuse"
+    """What happens to longer texts: refused, or the prompt loses tokens on the left; a completion is never cut."""
     seed: int = 0
     """Seed of random weights."""
 
@@ -56,3 +60,9 @@ class SftConfig(TrainingConfig):
 
     output: Path = Path("runs/sft")
     """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
+
+    @model_validator(mode="after")
+    def _check_sft(self) -> "SftConfig":
+        if self.optimizer.head_learning_rate is not None:
+            raise ValueError("optimizer.head_learning_rate is for reward heads; a language model has none of its own")
+        return self

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plaudit.configs.training import OptimizerConfig
+
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -83,6 +85,22 @@ def make_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, momentum=momentum)
     raise ValueError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+
+
+def build_optimizer(
+    trained: nn.Module, settings: OptimizerConfig, *, head_prefixes: tuple[str, ...] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that a configuration asks for, over the trainable parameters of `trained`."""
+    groups = parameter_groups(
+        trained,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        head_learning_rate=settings.head_learning_rate,
+        head_prefixes=head_prefixes,
+    )
+    return make_optimizer(
+        groups, name=settings.name, betas=settings.betas, epsilon=settings.epsilon, momentum=settings.momentum
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

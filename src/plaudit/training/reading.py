@@ -9,8 +9,9 @@ from plaudit.configs.base import ConfigError
 from plaudit.configs.data import DataConfig, SplitKey
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.sft import SftConfig
-from plaudit.configs.training import RecordsConfig
+from plaudit.configs.training import RecordsConfig, TrainingConfig
 from plaudit.core.layout import PackedBatch
+from plaudit.data.batching import StepSchedule, fill_batches, fill_padded_batches
 from plaudit.data.io import ReadResult, read_data, read_demonstration_data
 from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison, Demonstration
@@ -45,6 +46,7 @@ class TokenisedRecords(Generic[Record]):
         names: one per record: its id, or its number.
         counts: of everything that was read.
         causal: whether the model reads from left to right.
+        packed: whether it reads packed rows; padded ones cost rows times the longest.
     """
 
     records: list[Record]
@@ -52,6 +54,7 @@ class TokenisedRecords(Generic[Record]):
     names: list[str]
     counts: RecordCounts
     causal: bool
+    packed: bool
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,6 +63,25 @@ class TokenisedRecords(Generic[Record]):
     def lengths(self) -> list[int]:
         """Tokens that each record takes in a packed row."""
         return [group.num_tokens for group in self.groups]
+
+    def schedule(self, config: TrainingConfig) -> StepSchedule:
+        """Which records each optimizer step sees, in which micro-batches."""
+        return StepSchedule(
+            self.lengths if self.packed else [group.longest for group in self.groups],
+            prompts_per_step=config.records_per_step,
+            token_budget=config.tokens_per_micro_batch,
+            seed=config.seed,
+            window_steps=config.window_steps,
+            rows=None if self.packed else [group.num_completions for group in self.groups],
+        )
+
+    def micro_batches(self, token_budget: int) -> list[list[int]]:
+        """All records once, in as few passes as the budget allows: for evaluation."""
+        everything = list(range(len(self)))
+        if self.packed:
+            return fill_batches(everything, self.lengths, token_budget)
+        widths, rows = [g.longest for g in self.groups], [g.num_completions for g in self.groups]
+        return fill_padded_batches(everything, widths, rows, token_budget)
 
     def pack(self, chosen: Sequence[int]) -> PackedBatch:
         """The records of these indices as one packed row, on the CPU."""
@@ -148,6 +170,7 @@ def tokenise_records(
     counts: RecordCounts,
     tokeniser: TextTokeniser,
     *,
+    packed: bool,
     on_error: str,
     why_unusable: Callable[[Record], str | None] = lambda record: None,
     kind: str,
@@ -159,6 +182,7 @@ def tokenise_records(
         records: as read.
         counts: their counts so far; brought up to date.
         tokeniser: of the model.
+        packed: whether the model reads packed rows.
         on_error: with `refuse` the first text that does not fit stops the run, with `skip` it is counted.
         why_unusable: a reason, or None for a usable record.
         kind: what the records are, for the message.
@@ -196,7 +220,7 @@ def tokenise_records(
             say(f"{kind}s: {shortened} completions cut from the right to fit {tokeniser.max_length} tokens")
     if not kept:
         raise ValueError(f"no usable {kind} is left: {counts}")
-    return TokenisedRecords(kept, groups, names, counts, tokeniser.causal)
+    return TokenisedRecords(kept, groups, names, counts, tokeniser.causal, packed)
 
 
 def _gather(

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
+from plaudit.models.quiet import quiet_loading
 from plaudit.training.checkpoints import publish_directory
 
 
@@ -59,13 +58,8 @@ def save_whole(save: Callable[[Path], object], folder: Path) -> Path:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with quiet_loading():
         save(partial)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     publish_directory(partial, folder)
     return folder
 

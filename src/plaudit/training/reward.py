@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.core.layout import scatter_to_table
 from plaudit.core.preference_losses import pairwise_ranking_loss
-from plaudit.data.batching import StepSchedule, fill_batches
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.data.targets import PreferenceTargets, make_targets
 from plaudit.models.reward_model import RewardModel
@@ -30,7 +29,7 @@ from plaudit.training.objectives import (
     tie_rate,
     why_unusable,
 )
-from plaudit.training.optimizers import clip_gradients, make_optimizer, parameter_groups
+from plaudit.training.optimizers import build_optimizer, clip_gradients
 from plaudit.training.precision import autocast, pick_device
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import (
@@ -109,32 +108,7 @@ class RewardTrainer:
 
     def __post_init__(self) -> None:
         self.trained = nn.ModuleDict({"model": self.model, "objective": self.objective}).to(self.device)
-        settings = self.config.optimizer
-        groups = parameter_groups(
-            self.trained,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            head_learning_rate=settings.head_learning_rate,
-            head_prefixes=HEAD_PREFIXES,
-        )
-        self.optimizer = make_optimizer(
-            groups,
-            name=settings.name,
-            betas=settings.betas,
-            epsilon=settings.epsilon,
-            momentum=settings.momentum,
-        )
-
-    def schedule(self) -> StepSchedule:
-        """Which records each step sees."""
-        tokenised = self.train.tokenised
-        return StepSchedule(
-            tokenised.lengths,
-            prompts_per_step=self.config.records_per_step,
-            token_budget=self.config.tokens_per_micro_batch,
-            seed=self.config.seed,
-            window_steps=self.config.window_steps,
-        )
+        self.optimizer = build_optimizer(self.trained, self.config.optimizer, head_prefixes=HEAD_PREFIXES)
 
     def scores(self, data: RewardData, chosen: Sequence[int]) -> tuple[Tensor, Tensor, PreferenceTargets]:
         """Scores `[P, K]` or `[P, K, A]`, their totals `[P, K]`, and the targets of some records; float32."""
@@ -162,13 +136,11 @@ class RewardTrainer:
             `loss` (the training loss), `accuracy` and `margin` over judged untied pairs, `mean_reward`, and `log_loss`:
             `-(1/n_x) Σ log σ(r_w − r_l)` averaged over the prompts that have such pairs, in nats.
         """
-        weights, order = data.weights, list(range(len(data.tokenised)))
-        micro_batches = fill_batches(order, data.tokenised.lengths, self.config.tokens_per_micro_batch)
-        weight_sum = sum(weights)
+        weight_sum = sum(data.weights)
         loss = log_loss = paired_weight = 0.0
         sums: Counter[str] = Counter()
         self.trained.eval()
-        for chosen in micro_batches:
+        for chosen in data.tokenised.micro_batches(self.config.tokens_per_micro_batch):
             scores, total, targets = self.scores(data, chosen)
             names = [data.losses[index] for index in chosen]
             part, more = self.objective(scores, total, targets, names, normaliser=weight_sum, smoothing=False)
@@ -284,7 +256,8 @@ def prepare(
 
 def run_steps(trainer: RewardTrainer, session: Session) -> str:
     """The loop: from where the session stands to the end of the run; returns what ended it."""
-    config, train, schedule = trainer.config, trainer.train, trainer.schedule()
+    config, train = trainer.config, trainer.train
+    schedule = train.tokenised.schedule(config)
     weights, names = train.weights, train.tokenised.names
     lengths = train.tokenised.lengths
     evaluates = trainer.held_out is not None
@@ -347,6 +320,7 @@ def _tokenise(
         records,
         counts,
         model.text_tokeniser,
+        packed=model.packed,
         on_error=config.on_error,
         why_unusable=lambda record: why_unusable(record, config),
         kind=kind,
@@ -392,7 +366,7 @@ def _save_model(trainer: RewardTrainer, data_hash: str) -> Path:
 
 
 def _estimate(trainer: RewardTrainer) -> Estimate:
-    schedule = trainer.schedule()
+    schedule = trainer.train.tokenised.schedule(trainer.config)
     first = next(iter(schedule.steps(0, 1)))
     weight_sum = float(len(first.indices))
 

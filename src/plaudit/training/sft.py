@@ -1,0 +1,243 @@
+"""Supervised fine-tuning on demonstrations: `main(config)`, one visible loop over the services beside it."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit.configs.sft import SftConfig
+from plaudit.data.records import Demonstration
+from plaudit.models.causal_lm import CausalLM
+from plaudit.models.states import unwrap
+from plaudit.training.estimates import Estimate, estimate_run
+from plaudit.training.guards import require_finite_gradient, require_finite_losses
+from plaudit.training.messages import say
+from plaudit.training.optimizers import build_optimizer, clip_gradients
+from plaudit.training.precision import autocast, pick_device
+from plaudit.training.random_state import seeded
+from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
+from plaudit.training.results import TrainingResult, count_table, save_whole
+from plaudit.training.run import Run
+from plaudit.training.session import Session, prepare_output, records_hash
+
+
+@dataclass
+class SftTrainer:
+    """The parts of one run, put together by `prepare`.
+
+    Attributes:
+        model: the language model.
+        train: demonstrations to learn from.
+        held_out: demonstrations to evaluate on, or None.
+        device: where the model is.
+    """
+
+    config: SftConfig
+    model: CausalLM
+    train: TokenisedRecords[Demonstration]
+    held_out: TokenisedRecords[Demonstration] | None
+    device: torch.device
+    trained: nn.ModuleDict = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = nn.ModuleDict({"model": self.model}).to(self.device)
+        self.optimizer = build_optimizer(self.trained, self.config.optimizer)
+
+    def loss(self, data: TokenisedRecords[Demonstration], chosen: Sequence[int], token_weight: float) -> Tensor:
+        """The share of some records in the mean loss per completion token.
+
+        Equation: `-(1/W) Σ_i w_i Σ_t log p(y_it | x_i, y_i<t)`, `W = Σ_i w_i n_i` over the whole step, `n_i` the
+        number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are read and never trained on.
+
+        Args:
+            data: where the records are.
+            chosen: their indices.
+            token_weight: `W`.
+
+        Returns:
+            A scalar in nats, float32.
+        """
+        batch = data.pack(chosen).to(self.device)
+        weights = torch.tensor([data.records[index].weight for index in chosen], device=self.device)
+        with autocast(self.device, self.config.precision):
+            logprobs, spans = self.model.completion_logprobs(batch)
+        return -(logprobs * weights[batch.layout.group_index[spans.owner]]).sum() / token_weight
+
+    @torch.no_grad()
+    def evaluate(self, data: TokenisedRecords[Demonstration]) -> dict[str, float]:
+        """Held-out `loss` in nats per completion token, without dropout, and `perplexity`, its exponential."""
+        total = sum(token_weights(data))
+        self.trained.eval()
+        batches = data.micro_batches(self.config.tokens_per_micro_batch)
+        loss = sum(self.loss(data, chosen, total).item() for chosen in batches)
+        self.trained.train()
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def predicted_tokens(data: TokenisedRecords[Demonstration]) -> list[int]:
+    """Completion tokens of each record that something predicts: all, but for the first one after an empty prompt."""
+    return [
+        sum(len(ids) - (not block.prefix) for block in group.blocks for ids in block.completions)
+        for group in data.groups
+    ]
+
+
+def token_weights(data: TokenisedRecords[Demonstration]) -> list[float]:
+    """Each record's weight times its predicted tokens: what its loss counts in the mean."""
+    return [record.weight * count for record, count in zip(data.records, predicted_tokens(data), strict=True)]
+
+
+def main(
+    config: SftConfig,
+    *,
+    dry_run: bool = False,
+    train: Sequence[Demonstration] | None = None,
+    held_out: Sequence[Demonstration] | None = None,
+    model: CausalLM | None = None,
+) -> TrainingResult | Estimate:
+    """Train a language model on demonstrations and save it as `<output>/model`, a plain transformers folder.
+
+    Args:
+        config: everything about the run.
+        dry_run: only say what the run would need; nothing is written.
+        train: demonstrations to learn from, instead of `config.data`.
+        held_out: demonstrations to evaluate on, instead of `config.held_out`.
+        model: a model to go on training, instead of building `config.model`; it is changed.
+
+    Returns:
+        The result with the model; in a dry run the estimate.
+
+    Raises:
+        ValueError: for data, configurations and folders that cannot be used, and for non-finite losses.
+    """
+    started = time.perf_counter()
+    with seeded(config.seed):
+        trainer, hashed, counts = prepare(config, train, held_out, model)
+        if dry_run:
+            return _estimate(trainer)
+        prepare_output(config)
+        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
+        stopped_by = run_steps(trainer, session)
+        folder = None
+        if stopped_by in ("epochs", "max_steps", "patience"):
+            if session.load_best() and not config.quiet:
+                say(f"sft: keeping the weights of step {session.best.step}, the best on the held-out records")
+            folder = save_whole(trainer.model.save_pretrained, config.output / "model")
+            if not config.quiet:
+                say(f"sft: saved {folder}")
+        trainer.model.eval()
+        result = TrainingResult(
+            output=config.output,
+            model_folder=folder,
+            stopped_by=stopped_by,
+            steps=session.state.step,
+            best_step=session.best.step,
+            tokens=session.state.tokens,
+            seconds=time.perf_counter() - started,
+            metrics=session.state.best_evaluation if config.keep_best else session.state.evaluation,
+            records=count_table(**counts),
+            model=trainer.model,
+        )
+        result.write()
+        return result
+
+
+def prepare(
+    config: SftConfig,
+    train: Sequence[Demonstration] | None = None,
+    held_out: Sequence[Demonstration] | None = None,
+    model: CausalLM | None = None,
+) -> tuple[SftTrainer, str, dict[str, RecordCounts]]:
+    """Read and tokenise the records and build the model.
+
+    Returns:
+        The trainer, the hash of the training records, and the counts by kind of record.
+    """
+    split = read_training_demonstrations(config, train, held_out)
+    device = pick_device(config.device)
+    model = CausalLM.from_backbone(config.model) if model is None else model
+    if config.gradient_checkpointing:
+        plain: Any = unwrap(model.model)
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    counts = {"demonstrations": split.train_counts}
+    data = _tokenise(config, model, split.train, split.train_counts, "demonstration")
+    held = None
+    if split.held_out:
+        counts["held-out demonstrations"] = split.held_out_counts
+        held = _tokenise(config, model, split.held_out, split.held_out_counts, "held-out demonstration")
+    return SftTrainer(config, model, data, held, device), records_hash(data.records), counts
+
+
+def run_steps(trainer: SftTrainer, session: Session) -> str:
+    """The loop: from where the session stands to the end of the run; returns what ended it."""
+    config, train = trainer.config, trainer.train
+    schedule = train.schedule(config)
+    weights, lengths, names = token_weights(train), train.lengths, train.names
+    evaluates = trainer.held_out is not None
+    run = Run(config, session, steps_per_epoch=schedule.steps_per_epoch, evaluates=evaluates, label="sft")
+    trainer.trained.train()
+    with run:
+        for step in schedule.steps(run.state.step, run.total_steps):
+            if run.finished:
+                break
+            run.begin_step()
+            token_weight = sum(weights[index] for index in step.indices)
+            losses: list[Tensor] = []
+            for chosen in step.micro_batches:
+                if run.stop.requested:
+                    return run.break_off()
+                loss = trainer.loss(train, chosen, token_weight)
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+            norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
+            # One wait for the device in a step: everything that is looked at comes over together.
+            *step_losses, norm_value = torch.stack([*losses, norm]).tolist()
+            record_names = [[names[index] for index in chosen] for chosen in step.micro_batches]
+            require_finite_losses(step_losses, record_names, step=step.number)
+            require_finite_gradient(norm_value, trainer.trained, record_names, step=step.number)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+            metrics = {"loss": sum(step_losses), "gradient_norm": norm_value}
+            run.end_step(metrics, tokens=sum(lengths[index] for index in step.indices), records=len(step.indices))
+            if trainer.held_out is not None and run.evaluation_due:
+                run.end_evaluation(trainer.evaluate(trainer.held_out), monitored="loss")
+            run.save_if_due()
+        return run.finished or "epochs"
+
+
+def _tokenise(
+    config: SftConfig, model: CausalLM, records: list[Demonstration], counts: RecordCounts, kind: str
+) -> TokenisedRecords[Demonstration]:
+    return tokenise_records(
+        records,
+        counts,
+        model.text_tokeniser(template=config.model.template, too_long=config.model.too_long),
+        packed=model.packed,
+        on_error=config.on_error,
+        why_unusable=lambda record: "weight 0" if record.weight == 0 else None,
+        kind=kind,
+        quiet=config.quiet,
+    )
+
+
+def _estimate(trainer: SftTrainer) -> Estimate:
+    schedule = trainer.train.schedule(trainer.config)
+    first = next(iter(schedule.steps(0, 1)))
+    estimate = estimate_run(
+        trainer.config,
+        trainer.trained,
+        lambda chosen: trainer.loss(trainer.train, chosen, 1.0),
+        micro_batches=first.micro_batches,
+        lengths=trainer.train.lengths,
+        held_out_lengths=[] if trainer.held_out is None else trainer.held_out.lengths,
+        steps_per_epoch=schedule.steps_per_epoch,
+        device=trainer.device,
+    )
+    estimate.print()
+    return estimate
