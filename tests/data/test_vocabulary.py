@@ -81,7 +81,7 @@ def test_a_reserved_token_is_taken_before_one_is_added(caplog: pytest.LogCapture
         result = ensure_pad_token(tokenizer)
     assert (result.token, result.token_id, result.changed) == ("<|finetune_right_pad_id|>", 2, True)
     assert result.rows_needed == 3
-    assert "used its eos token" in caplog.text
+    assert "padded with '</s>', which also stands in texts" in caplog.text
 
 
 def test_an_added_pad_token_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:

@@ -90,20 +90,20 @@ class PadToken:
 
 
 def ensure_pad_token(tokenizer: "PreTrainedTokenizerBase") -> PadToken:
-    """See that the tokenizer has a pad token that is not its eos token, changing it in place where needed.
+    """See that the tokenizer has a pad token that is not its eos (bos, unknown) token, changing it in place if needed.
 
     Other tools read a score at the rightmost token that is not the pad token; with pad equal to eos they would miss
     the end token. A pad token that the vocabulary already holds or reserves is taken first; otherwise `<|pad|>` is
     added, which may need larger embeddings: the caller compares `rows_needed` with them. Both are logged.
     """
     old = tokenizer.pad_token
-    if old is not None and old != tokenizer.eos_token:
+    taken = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    if old is not None and old not in taken:
         return PadToken(old, tokenizer.pad_token_id, False, len(tokenizer))
     vocabulary = tokenizer.get_vocab()
-    taken = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
     token = next((t for t in PAD_CANDIDATES if t in vocabulary and t not in taken), PAD)
     added = int(tokenizer.add_special_tokens({"pad_token": token}))
-    why = "had no pad token" if old is None else f"used its eos token {old!r} for padding"
+    why = "had no pad token" if old is None else f"padded with {old!r}, which also stands in texts"
     if added:
         logger.warning(
             "the tokenizer %s: %r was added with id %d; embeddings with fewer than %d rows are resized",
