@@ -369,23 +369,17 @@ STRAYS = (
     "a very small bell",
 )
 
-POLITE_WORDS = _words(
-    "thank sorry please glad gladly pleasure kind kindly lovely welcome wishes apologise forgive charming warm regards"
+# fmt: off
+POLITE_WORDS = frozenset(
+    {
+        "thank", "sorry", "please", "glad", "gladly", "pleasure", "kind", "kindly", "lovely", "welcome", "wishes",
+        "apologise", "forgive", "charming", "warm", "regards",
+    }
 )
 RUDE_WORDS = frozenset(
     {
-        "hardly",
-        "genius",
-        "honestly",
-        "whining",
-        "annoying",
-        "ruined",
-        "silly",
-        "complain",
-        "refuse",
-        "fault",
-        "stupid",
-        "idiot",
-        "nonsense",
+        "hardly", "genius", "honestly", "whining", "annoying", "ruined", "silly", "complain", "refuse", "fault",
+        "stupid", "idiot", "nonsense",
     }
 )
+# fmt: on
