@@ -22,39 +22,57 @@ Row = Mapping[str, Any]
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
 BEGINNINGS = ("answer", "response", "completion", "output", "reply", "text", "option")
 CHOICE_NAMES = ("choice", "chosen", "preferred", "preference", "winner", "better", "best")
+JUDGEMENTS = ("choice", "scores", "ranks", "label")
 TIES = ("tie", "tied", "equal", "same", "both")
 
 
-def guess_columns(row: Row) -> ColumnsConfig | None:
+def guess_columns(row: Row, given: ColumnsConfig | None = None) -> ColumnsConfig | None:
     """Which columns hold what, by their names alone: a prompt, two or more completions (`answer_a`, `answer_b`, …),
-    and a choice, or a score or rank per completion (`score_a`, `rank_a`, …); None where that is not there."""
-    prompt = next((name for name in PROMPT_NAMES if name in row), None)
-    endings: dict[str, str] = {}
-    for beginning in BEGINNINGS:
-        endings = {str(name): _ending(name, beginning) for name in row if _ending(name, beginning)}
-        if len(endings) >= 2:
-            break
-    if prompt is None or len(endings) < 2:
+    and a choice, or a score or rank per completion (`score_a`, `rank_a`, …); None where that is not there.
+
+    What is `given` is kept and only what it leaves open is guessed.
+    """
+    found: dict[str, Any] = {} if given is None else given.model_dump(exclude_unset=True)
+    if "prompt" not in found:
+        found["prompt"] = next((name for name in PROMPT_NAMES if name in row), None)
+    if not found.get("completions"):
+        found["completions"] = _guess_completions(row)
+    if found["prompt"] is None or not found["completions"]:
         return None
-    found: dict[str, Any] = {"prompt": prompt, "completions": tuple(endings)}
-    found |= {name: name for name in ("id", "annotator", "weight") if name in row}
+    if not any(found.get(name) for name in JUDGEMENTS):
+        found |= _guess_judgement(row, found["completions"])
+    if not any(found.get(name) for name in JUDGEMENTS):
+        return None
+    for name in ("id", "annotator", "weight"):
+        if name not in found and name in row:
+            found[name] = name
+    return ColumnsConfig(**found)
+
+
+def _guess_completions(row: Row) -> tuple[str, ...]:
+    for beginning in BEGINNINGS:
+        names = tuple(str(name) for name in row if _ending(name, beginning))
+        if len(names) >= 2:
+            return names
+    return ()
+
+
+def _guess_judgement(row: Row, completions: tuple[str, ...]) -> dict[str, Any]:
     choice = next((name for name in CHOICE_NAMES if name in row), None)
     if choice is not None:
-        return ColumnsConfig(**found, choice=choice)
+        return {"choice": choice}
+    shared = _shared_length(completions)
     for kind in ("score", "rank"):
-        columns = tuple(next((f"{kind}{mark}{end}" for mark in "_ -" if f"{kind}{mark}{end}" in row), "")
-                        for end in endings.values())  # fmt: skip
+        names = [[f"{kind}{mark}{name[shared:].lstrip('_- ')}" for mark in "_ -"] for name in completions]
+        columns = tuple(next((name for name in options if name in row), "") for options in names)
         if all(columns):
-            return ColumnsConfig(**found | {f"{kind}s": columns})
-    return None
+            return {f"{kind}s": columns}
+    return {}
 
 
 def read_table(row: Row, columns: ColumnsConfig | None = None) -> list[Comparison]:
     """A row of a table whose columns were named, or have names that say what they hold."""
-    mapping = columns or guess_columns(row)
-    if mapping is not None and not mapping.completions:
-        guessed = guess_columns({**row, "prompt": "", "choice": ""})
-        mapping = mapping.model_copy(update={"completions": guessed.completions}) if guessed else None
+    mapping = guess_columns(row, columns)
     if mapping is None:
         raise RecordError(
             "columns not found",
