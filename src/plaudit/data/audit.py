@@ -82,7 +82,8 @@ class Audit:
         longer_wins: how often the longer of an untied pair won, equal lengths left out.
         longer_wins_by_difference: (lower, upper) bound of the absolute difference in characters, and the rate there.
         first_wins: position bias: how often the first shown of an untied pair won.
-        best_by_position: position to (times shown there, times ranked best there), ties at the top shared.
+        best_by_position: position to (times shown there, times ranked best there with ties at the top shared, times
+            that chance would give: the sum of 1 / number of judged completions).
         position_informative: False where the first always wins, as in formats that put the winner first.
         duplicates: comparisons that repeat prompt, completions, judgement and annotator of an earlier one.
         contradictory_pairs: pairs judged both ways, and of those, by one and the same named annotator.
@@ -111,7 +112,7 @@ class Audit:
     longer_wins: Rate | None
     longer_wins_by_difference: list[tuple[int, int, Rate]]
     first_wins: Rate | None
-    best_by_position: dict[int, tuple[int, float]]
+    best_by_position: dict[int, tuple[int, float, float]]
     position_informative: bool
     duplicates: int
     contradictory_pairs: int
@@ -284,20 +285,21 @@ def _first_wins(comparisons: Sequence[Comparison]) -> Rate | None:
     return clustered_rate(wins, keys)
 
 
-def _best_by_position(comparisons: Sequence[Comparison]) -> dict[int, tuple[int, float]]:
+def _best_by_position(comparisons: Sequence[Comparison]) -> dict[int, tuple[int, float, float]]:
     shown: Counter[int] = Counter()
-    best: Counter[int] = Counter()
-    shares: dict[int, float] = {}
+    best: dict[int, float] = {}
+    chance: dict[int, float] = {}
     for comparison in comparisons:
         tiers = tiers_of(comparison.judgement, len(comparison.completions))
         judged = [index for tier in tiers for index in tier]
         if len(tiers) < 2:
             continue
         shown.update(judged)
+        for index in judged:
+            chance[index] = chance.get(index, 0.0) + 1 / len(judged)
         for index in tiers[0]:
-            best[index] += 1
-            shares[index] = shares.get(index, 0.0) + 1 / len(tiers[0])
-    return {position: (shown[position], shares.get(position, 0.0)) for position in sorted(shown)}
+            best[index] = best.get(index, 0.0) + 1 / len(tiers[0])
+    return {place: (shown[place], best.get(place, 0.0), chance[place]) for place in sorted(shown)}
 
 
 def _duplicates(comparisons: Sequence[Comparison]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
 
 from plaudit.data.audit import Audit, LengthSummary
@@ -9,6 +10,7 @@ from plaudit.data.floors import Rate
 from plaudit.data.pages import (
     COLOURS,
     GRID,
+    INK,
     Section,
     Tile,
     details,
@@ -159,6 +161,8 @@ def _lengths_plot(lengths: LengthSummary, name: str) -> str:
     axes.axvline(lengths.quartiles[1], color=COLOURS[3], linewidth=1.5)
     if lengths.maximum > 20 * max(1, lengths.minimum):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{name} length in characters")
     axes.set_ylabel(f"{name}s")
     caption = f"Lengths of {name}s; the line is the median, {lengths.quartiles[1]:,.0f}."
@@ -183,19 +187,20 @@ def _position_plot(audit: Audit) -> str:
     if not audit.position_informative:
         return "<p>The winner always stands in the same place, so the order of showing is not known from this data.</p>"
     figure, (axes,) = new_figure(5.4, 2.9)
-    rows = [(place + 1, shown, best, best / shown) for place, (shown, best) in audit.best_by_position.items()]
-    axes.bar([str(row[0]) for row in rows], [row[3] for row in rows], color=COLOURS[4], width=0.65)
-    axes.axhline(_expected_best(audit), color=GRID, linestyle="--", linewidth=1.2)
+    rows = [(place + 1, shown, best / shown, chance / shown)
+            for place, (shown, best, chance) in audit.best_by_position.items()]  # fmt: skip
+    axes.bar([row[0] for row in rows], [row[2] for row in rows], color=COLOURS[4], width=0.65)
+    axes.hlines([row[3] for row in rows], [row[0] - 0.42 for row in rows], [row[0] + 0.42 for row in rows],
+                color=INK, linewidth=1.6)  # fmt: skip
+    axes.set_xticks([row[0] for row in rows])
     axes.set_xlabel("place in the list")
     axes.set_ylabel("ranked best")
     axes.grid(axis="x", visible=False)
-    caption = f"How often each place was ranked best; the first shown won {rate_text(audit.first_wins)} of pairs."
-    return plot(figure, caption, name="position", columns=("place", "shown", "best", "rate"), rows=rows)
-
-
-def _expected_best(audit: Audit) -> float:
-    shown = sum(shown for shown, _ in audit.best_by_position.values())
-    return sum(best for _, best in audit.best_by_position.values()) / max(1, shown)
+    caption = (
+        "How often each place was ranked best; the lines are chance (longer lists have more places). The first shown won "
+        f"{rate_text(audit.first_wins)} of pairs."
+    )
+    return plot(figure, caption, name="position", columns=("place", "shown", "best", "chance"), rows=rows)
 
 
 def _rates(axes: object, labels: list[str], rates: list[Rate]) -> None:

@@ -105,8 +105,12 @@ def plot(figure: Figure, caption: str, *, name: str, columns: Sequence[str], row
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
     """An HTML table; numbers are set right-aligned, floats to three places unless already text. Cells are escaped;
     pass `markupsafe.Markup` for a cell that is HTML."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
+    lines = [list(row) for row in rows]
+    head = "".join(
+        f'<th class="number">{escape(column)}</th>' if _is_numeric(lines, place) else f"<th>{escape(column)}</th>"
+        for place, column in enumerate(columns)
+    )
+    body = "".join("<tr>" + "".join(_cell(value) for value in line) + "</tr>" for line in lines)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -164,6 +168,11 @@ def page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     )
 
 
+def _is_numeric(lines: Sequence[Sequence[Any]], place: int) -> bool:
+    values = [line[place] for line in lines if place < len(line) and line[place] is not None]
+    return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return '<td class="number">–</td>'
@@ -207,7 +216,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: .4rem
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .32rem .7rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--soft); } td { overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { text-align: right; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 blockquote { margin: .4rem 0; padding: .4rem .9rem; border-left: 3px solid var(--line); white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .92rem; }
 summary { cursor: pointer; color: var(--accent); margin: .4rem 0; }
