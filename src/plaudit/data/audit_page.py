@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from plaudit.data.audit import Audit, LengthSummary
@@ -161,6 +161,7 @@ def _lengths_plot(lengths: LengthSummary, name: str) -> str:
     axes.axvline(lengths.quartiles[1], color=COLOURS[3], linewidth=1.5)
     if lengths.maximum > 20 * max(1, lengths.minimum):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{name} length in characters")
@@ -197,8 +198,8 @@ def _position_plot(audit: Audit) -> str:
     axes.set_ylabel("ranked best")
     axes.grid(axis="x", visible=False)
     caption = (
-        "How often each place was ranked best; the lines are chance (longer lists have more places). The first shown won "
-        f"{rate_text(audit.first_wins)} of pairs."
+        "How often each place was ranked best; the lines are chance (longer lists have more places). "
+        f"The first shown won {rate_text(audit.first_wins)} of pairs."
     )
     return plot(figure, caption, name="position", columns=("place", "shown", "best", "chance"), rows=rows)
 

@@ -216,7 +216,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: .4rem
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .32rem .7rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--soft); } td { overflow-wrap: anywhere; }
-th.number { text-align: right; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 blockquote { margin: .4rem 0; padding: .4rem .9rem; border-left: 3px solid var(--line); white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .92rem; }
 summary { cursor: pointer; color: var(--accent); margin: .4rem 0; }
