@@ -16,7 +16,7 @@ import torch
 import plaudit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MATMUL_SIZE = 384
+_MATMUL_SIZE = 256
 
 
 def diagnose(*, sizes: int = _MATMUL_SIZE) -> dict[str, Any]:
