@@ -11,6 +11,7 @@ from itertools import combinations
 import pytest
 
 from plaudit.data.records import Best, Comparison, Message, Ranking
+from plaudit.demo import world as world_module
 from plaudit.demo import world_text as text
 from plaudit.demo.world import ANNOTATORS, GOOD_REWARD, MAX_WORDS, Annotator, World, gold_reward, split_of
 from plaudit.demo.world_gold import completion_templates, prompt_topic, sides
@@ -74,6 +75,14 @@ def test_prompts_of_train_and_test_never_meet(test_comparisons):
     assert {split_of(p) for p in train} == {"train"}
     assert {split_of(p) for p in test} == {"test"}
     assert len({c.prompt for c in test_comparisons}) == len(test_comparisons)
+
+
+def test_a_prompt_seen_before_is_drawn_again():
+    (first,) = World(0).prompts(1)
+    seen = {first}
+    again = world_module._new_request(World(0)._rng("prompts", "train"), "train", seen)
+    assert again.prompt != first
+    assert seen == {first, again.prompt}
 
 
 def test_records_are_what_they_claim(test_comparisons):
