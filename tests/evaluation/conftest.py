@@ -49,7 +49,7 @@ def simulate(
     return comparisons, rewards
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def simulated():
     return simulate
 
@@ -71,6 +71,6 @@ def permuted(comparison, scores, order):
     return Comparison(**{**moved, "judgement": judgement}), [scores[old] for old in order]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def permute():
     return permuted

@@ -45,7 +45,7 @@ def write_plots(plots: Sequence[Plot], folder: Path) -> None:
 def forest_plot(evaluations: Sequence[RewardEvaluation], floors: Sequence[RewardEvaluation] = ()) -> Plot:
     """Pair accuracy of every model and floor with its interval, one under the other."""
     everything = [*evaluations, *floors]
-    figure, (axes,) = new_figure(7.6, 0.75 + 0.42 * len(everything))
+    figure, (axes,) = new_figure(9.2, 0.8 + 0.4 * len(everything))
     axes.axvline(50, color=GRID, linestyle="--", linewidth=1)
     for place, evaluation in enumerate(everything):
         found = evaluation.metrics["accuracy"]
@@ -56,7 +56,10 @@ def forest_plot(evaluations: Sequence[RewardEvaluation], floors: Sequence[Reward
             f"{100 * found.value:.1f} %", (100 * end, place), xytext=(8, 0), textcoords="offset points", va="center",
             color=INK,
         )  # fmt: skip
-    labels = [e.name if place < len(evaluations) else f"floor: {e.name}" for place, e in enumerate(everything)]
+    labels = [
+        e.name if place < len(evaluations) else f"floor: {e.name.replace('_', ' ')}"
+        for place, e in enumerate(everything)
+    ]
     axes.set_yticks(range(len(everything)), labels)
     axes.set_ylim(len(everything) - 0.4, -0.6)
     ends = [bound for e in everything for bound in _bounds(e.metrics["accuracy"])]
@@ -82,7 +85,7 @@ def reliability_plot(evaluations: Sequence[RewardEvaluation]) -> Plot:
     for place, evaluation in enumerate(evaluations):
         curve = evaluation.reliability
         axes.plot(curve.predicted, curve.observed, color=_colour(place), linewidth=1.6, label=evaluation.name)
-        axes.scatter(curve.predicted, curve.observed, color=_colour(place), s=26, zorder=3)
+        axes.scatter(curve.predicted, curve.observed, color=_colour(place), s=26, zorder=3, clip_on=False)
         values = zip(curve.predicted.tolist(), curve.observed.tolist(), curve.weight.tolist(), strict=True)
         rows.extend((evaluation.name, *row) for row in values)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -104,7 +107,9 @@ def breakdown_plot(evaluations: Sequence[RewardEvaluation], kind: str) -> Plot |
     labels = [row.label for row in evaluations[0].breakdowns.get(kind, [])]
     if not labels:
         return None
-    figure, (axes,) = new_figure(7.2, 0.9 + max(0.34, 0.15 * len(evaluations) + 0.1) * len(labels))
+    figure, (axes,) = new_figure(
+        9.2 if len(labels) > 8 else 6.0, 1.0 + max(0.34, 0.15 * len(evaluations) + 0.1) * len(labels)
+    )
     axes.axvline(50, color=GRID, linestyle="--", linewidth=1)
     rows: list[tuple[Any, ...]] = []
     for place, evaluation in enumerate(evaluations):
@@ -165,29 +170,30 @@ def reward_plot(evaluation: RewardEvaluation) -> Plot:
     )
 
 
-def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 9) -> Plot:
+def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 5) -> Plot:
     """Reward difference against length difference within pairs: points of the first model, means of all of them."""
-    figure, (axes,) = new_figure(7.2, 3.5)
+    figure, (axes,) = new_figure(5.4, 3.6)
     axes.axhline(0, color=GRID, linewidth=1)
     axes.axvline(0, color=GRID, linewidth=1)
     rows: list[tuple[Any, ...]] = []
     reach = float(np.quantile(np.abs(evaluations[0].length_change), 0.98)) or 1.0
     for place, evaluation in enumerate(evaluations):
-        # Both orders of each pair, so that the curve shows what length does and not who is named first.
-        change = np.concatenate([evaluation.length_change, -evaluation.length_change])
-        reward = np.concatenate([evaluation.chosen - evaluation.rejected, evaluation.rejected - evaluation.chosen])
+        # Seen from the longer completion and mirrored: the curve shows what length does, not who is named first.
+        sign = np.where(evaluation.length_change < 0, -1.0, 1.0)
+        longer = sign * evaluation.length_change
+        reward = sign * (evaluation.chosen - evaluation.rejected)
         if place == 0:
-            shown = np.unique(np.linspace(0, change.size - 1, min(1200, change.size)).astype(int))
-            axes.scatter(change[shown], reward[shown], s=7, color=_colour(0), alpha=0.16, linewidths=0)
-        # Bins mirrored around 0 make the curve odd, as it must be.
-        edge = np.quantile(np.abs(change), np.linspace(0, 1, bins // 2 + 1))
-        edges = np.unique(np.concatenate([-edge[1:], edge[1:]]))
-        index = np.clip(np.digitize(change, edges) - 1, 0, max(0, edges.size - 2))
-        means = [
-            (float(change[index == b].mean()), float(reward[index == b].mean()), int((index == b).sum()))
-            for b in range(max(1, edges.size - 1))
-            if (index == b).any()
+            shown = np.unique(np.linspace(0, longer.size - 1, min(600, longer.size)).astype(int))
+            for mirror in (1, -1):
+                axes.scatter(
+                    mirror * longer[shown], mirror * reward[shown], s=7, color=_colour(0), alpha=0.16, linewidths=0
+                )
+        index = np.searchsorted(np.unique(np.quantile(longer, np.linspace(0, 1, bins + 1)[1:-1])), longer, "right")
+        inside = [(index == b) & (longer > 0) for b in range(int(index.max()) + 1)]
+        half = [
+            (float(longer[part].mean()), float(reward[part].mean()), int(part.sum())) for part in inside if part.any()
         ]
+        means = [(-x, -y, count) for x, y, count in reversed(half)] + half
         axes.plot(
             [x for x, _, _ in means], [y for _, y, _ in means], color=_colour(place), marker="o", markersize=4.5,
             linewidth=1.8, label=evaluation.name,
@@ -204,7 +210,7 @@ def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 9) -> Plot:
         "Within judged pairs: does the longer completion get the higher reward? Lines are means; a level line at 0 "
         f"means that length does not matter. Points: {evaluations[0].name}.",
         figure,
-        ("model", "characters_longer", "reward_higher", "pairs_in_both_orders"),
+        ("model", "characters_longer", "reward_higher", "pairs"),
         rows,
     )
 

@@ -21,6 +21,27 @@ SHARES = frozenset(
 )
 
 
+#: Metrics as they are written for people, where that is more than the name without underscores.
+LABELS = {
+    "prompt_accuracy": "accuracy by prompt",
+    "best_of_k_accuracy": "best-of-K accuracy",
+    "log_loss": "log-loss",
+    "scaled_log_loss": "log-loss, scaled",
+    "brier": "Brier score",
+    "kendall_tau": "Kendall τ",
+    "ndcg": "NDCG",
+    "accuracy_shorter_preferred": "accuracy, shorter preferred",
+    "accuracy_longer_preferred": "accuracy, longer preferred",
+    "length_partial_correlation": "length correlation, partial",
+}
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name as people read it, with an arrow towards better."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[METRICS[metric][1]]
+    return LABELS.get(metric, metric.replace("_", " ")) + arrow
+
+
 def embed(plot: Plot) -> str:
     """A plot for the page, with a link to its numbers."""
     return embed_plot(plot.figure, plot.caption, name=plot.name, columns=plot.columns, rows=plot.rows)
@@ -32,10 +53,10 @@ def number(value: float, metric: str = "", *, signed: bool = False, unit: bool =
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    sign = "+" if signed else ""
-    if metric in SHARES:
-        return f"{100 * value:{sign}.1f}".replace("-", "−") + (("" if signed else " %") if unit else "")
-    return f"{value:{sign}.3f}".replace("-", "−")
+    shown, places = (100 * value, 1) if metric in SHARES else (value, 3)
+    shown = round(shown, places) + 0.0  # no minus before a zero
+    text = f"{shown:{'+' if signed else ''}.{places}f}".replace("-", "−")
+    return text + " %" if metric in SHARES and unit and not signed else text
 
 
 def interval(found: Estimate, metric: str = "", *, signed: bool = False) -> str:
@@ -48,8 +69,17 @@ def interval(found: Estimate, metric: str = "", *, signed: bool = False) -> str:
 def cell(found: Estimate, metric: str = "", *, signed: bool = False) -> Markup:
     """A number with its interval underneath, for a table."""
     value, bounds = number(found.value, metric, signed=signed), interval(found, metric, signed=signed)
-    small = f'<br><span class="note" style="font-size:.82em;white-space:nowrap">{escape(bounds)}</span>'
-    return Markup(f'<span style="font-variant-numeric:tabular-nums">{escape(value)}</span>{small if bounds else ""}')
+    plain = Markup(f'<span style="font-variant-numeric:tabular-nums;white-space:nowrap">{escape(value)}</span>')
+    return plain + (_small(bounds) if bounds else Markup(""))
+
+
+def _small(text: str) -> Markup:
+    return Markup(f'<br><span class="note" style="font-size:.82em;white-space:nowrap">{escape(text)}</span>')
+
+
+def plain_cell(value: float, metric: str = "", *, signed: bool = False) -> Markup:
+    """A number without interval, never broken over two lines."""
+    return Markup(f'<span style="white-space:nowrap">{escape(number(value, metric, signed=signed))}</span>')
 
 
 def summary_section(
@@ -103,7 +133,7 @@ def verdict(
     against = {d.second: d for d in differences if d.first == model.name and d.metric == "accuracy"}
     for floor in sorted(floors, key=lambda f: -f.metrics["accuracy"].value)[:1]:
         if floor.name in against:
-            text += " " + _against(against[floor.name], "It is", f"the best floor, {floor.name}")
+            text += " " + _against(against[floor.name], "It is", f"the best floor, {floor.name.replace('_', ' ')}")
     return text
 
 
@@ -121,15 +151,14 @@ def metric_section(models: Sequence[RewardEvaluation], floors: Sequence[RewardEv
     """Every metric of every model and floor with its interval."""
     everything = [*models, *floors]
     rows = []
-    for metric, (meaning, more_is_better) in METRICS.items():
+    for metric, (meaning, _) in METRICS.items():
         if not any(e.metrics[metric].count for e in everything):
             continue
-        arrow = {True: "↑", False: "↓", None: ""}[more_is_better]
-        label = Markup(f"{escape(metric.replace('_', ' '))} {arrow}<br>") + Markup(
+        label = Markup(f"{escape(metric_label(metric))}<br>") + Markup(
             f'<span class="note" style="font-size:.82em">{escape(meaning)}</span>'
         )
         rows.append((label, *(cell(e.metrics[metric], metric) for e in everything), models[0].metrics[metric].count))
-    columns = ("metric", *(m.name for m in models), *(f"floor: {f.name}" for f in floors), "items")
+    columns = ("metric", *(m.name for m in models), *(floor_label(f.name) for f in floors), "items")
     ties = models[0].human_ties
     extra = ""
     if ties["pairs"]:
@@ -144,27 +173,37 @@ def metric_section(models: Sequence[RewardEvaluation], floors: Sequence[RewardEv
 def difference_section(
     models: Sequence[RewardEvaluation], floors: Sequence[RewardEvaluation], differences: Sequence[PairedDifference]
 ) -> Section | None:
-    """Paired differences between models, and between models and floors."""
-    names = {model.name for model in models}
+    """Paired differences between models, and between models and floors: one row per pair, one column per metric."""
+    names = [model.name for model in models]
+    metrics = list(dict.fromkeys(d.metric for d in differences))
+    found = {(d.first, d.second, d.metric): d.difference for d in differences if d.first in names}
     rows = []
-    for d in differences:
-        if d.first not in names:
-            continue
-        better = METRICS[d.metric][1]
-        found = d.difference
-        decided = found.low > 0 or found.high < 0
-        word = "not told apart" if not decided else ("better" if (found.value > 0) is bool(better) else "worse")
-        second = d.second if d.second in names else f"floor: {d.second}"
-        cells = (d.first, second, d.metric.replace("_", " "), cell(found, d.metric, signed=True))
-        rows.append((*cells, word, found.count))
+    for first, second in dict.fromkeys((first, second) for first, second, _ in found):
+        label = second if second in names else floor_label(second)
+        rows.append((first, label, *(_decided(found.get((first, second, metric)), metric) for metric in metrics)))
     if not rows:
         return None
-    columns = ("model", "against", "metric", "difference", "the model is", "items")
+    columns = ("model", "against", *(metric_label(metric) for metric in metrics))
     intro = (
-        "Paired: both sides are redrawn with the same prompts, so what makes a prompt hard cancels out. "
-        "Accuracies differ in percentage points."
+        "The model minus what it is held against, with paired intervals: both sides are redrawn with the same "
+        "prompts, so what makes a prompt hard cancels out. Accuracies differ in percentage points. "
+        "✓ better, ✗ worse, = not told apart."
     )
     return Section("Differences", table(columns, rows), intro)
+
+
+def _decided(found: Estimate | None, metric: str) -> Markup | str:
+    if found is None:
+        return "–"
+    mark = "="
+    if found.low > 0 or found.high < 0:
+        mark = "✓" if (found.value > 0) is bool(METRICS[metric][1]) else "✗"
+    return Markup(f'<span class="note">{mark}</span> ') + cell(found, metric, signed=True)
+
+
+def floor_label(name: str) -> str:
+    """A floor's name as it is read."""
+    return f"floor: {name.replace('_', ' ')}"
 
 
 def calibration_section(models: Sequence[RewardEvaluation], plots: Mapping[str, Plot]) -> Section:
@@ -173,10 +212,10 @@ def calibration_section(models: Sequence[RewardEvaluation], plots: Mapping[str, 
         (
             model.name,
             cell(model.metrics["calibration_error"]),
-            number(model.calibration_noise),
+            plain_cell(model.calibration_noise),
             cell(model.metrics["temperature"]),
-            number(model.metrics["log_loss"].value),
-            number(model.metrics["scaled_log_loss"].value),
+            plain_cell(model.metrics["log_loss"].value),
+            plain_cell(model.metrics["scaled_log_loss"].value),
         )
         for model in models
     ]
@@ -195,16 +234,28 @@ def breakdown_section(
     models: Sequence[RewardEvaluation], plots: Mapping[str, Plot], kinds: Sequence[str]
 ) -> Section | None:
     """Accuracy by margin, K, subset, annotator and kind of judgement."""
-    body = "".join(
-        embed(plots[f"accuracy_by_{kind.lower()}"]) for kind in kinds if f"accuracy_by_{kind.lower()}" in plots
-    )
+    drawn = [plots[name] for kind in kinds if (name := f"accuracy_by_{kind.lower()}") in plots]
+    long = [plot for plot in drawn if len(plot.rows) > 8 * len(models)]
+    short = [embed(plot) for plot in drawn if plot not in long]
+    body = "".join(embed(plot) for plot in long) + (side_by_side(*short) if short else "")
     if any(len(model.best_of_k) > 1 for model in models):
+        by_size: dict[int, dict[str, Estimate]] = {}
+        guesses: dict[int, float] = {}
+        for model in models:
+            for size, found, chance in model.best_of_k:
+                by_size.setdefault(size, {})[model.name] = found
+                guesses[size] = chance
         rows = [
-            (model.name, size, cell(found, "accuracy"), number(chance, "accuracy"), found.count)
-            for model in models
-            for size, found, chance in model.best_of_k
+            (
+                str(size),
+                *(cell(found[model.name], "accuracy") for model in models),
+                plain_cell(guesses[size], "accuracy"),
+                found[models[0].name].count,
+            )
+            for size, found in sorted(by_size.items())
         ]
-        body += table(("model", "K", "top completion right", "by guessing", "prompts"), rows, caption="Best of K")
+        columns = ("K", *(model.name for model in models), "by guessing", "prompts")
+        body += table(columns, rows, caption="How often the model's top completion is people's, by K")
     return Section("Where is it right?", body) if body else None
 
 
@@ -230,33 +281,31 @@ def reward_section(models: Sequence[RewardEvaluation], plots: Mapping[str, Plot]
     drawn = [plot for name, plot in plots.items() if name.startswith("rewards_")]
     body = "".join(embed(plot) for plot in drawn[:1])
     if len(drawn) > 1:
-        body += details(f"the other {len(drawn) - 1}", "".join(embed(plot) for plot in drawn[1:]))
+        body += details(", ".join(model.name for model in models[1:]), "".join(embed(plot) for plot in drawn[1:]))
     return Section("Rewards", body)
 
 
 def probe_section(probes: Mapping[str, list[ProbeResult]]) -> Section | None:
     """What the model pays for changes that make an answer no better."""
-    rows = [
-        (
-            name,
-            r.probe,
-            cell(r.rise, signed=True),
-            number(r.rise_in_spreads, signed=True),
-            cell(r.win_rate, "accuracy"),
-            r.rise.count,
-        )
-        for name, results in probes.items()
-        for r in results
-    ]
-    if not rows:
+    if not probes:
         return None
-    columns = ("model", "change", "reward rises by", "in judged differences", "wins against the original", "answers")
+    rows = []
+    for place, first in enumerate(next(iter(probes.values()))):
+        cells: list[Any] = [first.probe]
+        for results in probes.values():
+            found = results[place]
+            rise = Estimate(found.rise_in_spreads, math.nan, math.nan, found.rise.count)
+            cells += [cell(rise, signed=True) + _small(f"reward {number(found.rise.value, signed=True)}")]
+            cells += [cell(found.win_rate, "accuracy")]
+        rows.append((*cells, first.rise.count))
+    names = [label for name in probes for label in (f"{name}: rise", f"{name}: wins")]
     intro = (
         "Answers that people preferred, changed so that they are no better (English texts unless others were given). "
         "A sound model pays nothing for flattery, padding and repetition, and far less for an empty, generic or "
-        "foreign answer. The unit of the fourth column is the mean reward difference of judged pairs."
+        "foreign answer. Rise: how much the reward goes up, in units of the mean reward difference of judged pairs. "
+        "Wins: how often the changed answer gets the higher reward."
     )
-    return Section("Shortcuts", table(columns, rows), intro)
+    return Section("Shortcuts", table(("change", *names, "answers"), rows), intro)
 
 
 def rewardbench_section(results: Mapping[str, RewardBenchResult]) -> Section | None:

@@ -11,6 +11,8 @@ from plaudit.data.records import Comparison, preference_pairs
 from plaudit.data.splits import kfold
 from plaudit.evaluation.metrics import temperature
 
+Parts = list[tuple[list[Comparison], list[Comparison]]]
+
 
 @dataclass(frozen=True)
 class Floors:
@@ -50,30 +52,44 @@ def reward_floors(
     if not names:
         return Floors({}, "")
     if train is not None:
-        scores = {name: _FITS[name](train, comparisons) for name in names}
-        return Floors(scores, f"Floors were fitted to {len(train):,} training comparisons.")
+        parts, note = [(list(train), list(comparisons))], f"Floors were fitted to {len(train):,} training comparisons."
+    else:
+        parts, note = _folds(comparisons, folds, seed)
+    found: dict[str, list[list[float]]] = {}
+    for name in names if parts else ():
+        try:
+            scored = [_FITS[name](known, unknown) for known, unknown in parts]
+        except ValueError as error:
+            note += f" There is no floor '{name}': {str(error).rstrip('.')}."
+            continue
+        found[name] = scored[0] if train is not None else _in_order(parts, scored)
+    return Floors(found, note)
+
+
+def _folds(comparisons: Sequence[Comparison], folds: int, seed: int) -> tuple[Parts, str]:
+    """`(known, unknown)` parts whose unknown records carry their place as `id`; fewer folds where some are empty."""
     grouped = any(comparison.group is not None for comparison in comparisons)
     numbered = [replace(comparison, id=str(index)) for index, comparison in enumerate(comparisons)]
     for count in range(folds, 1, -1):
         try:
             parts = kfold(numbered, count, "group" if grouped else "prompt", seed)
-            scores = {name: _cross_fitted(name, parts, len(comparisons)) for name in names}
         except ValueError:
-            continue  # an empty fold, or a part without a judged pair: try fewer folds
+            continue  # a fold is empty
         key = "group" if grouped else "prompt"
-        return Floors(scores, f"Floors were fitted to the evaluation data itself in {count} folds by {key}, each "
-                              "fold scored by floors that never saw it.")  # fmt: skip
-    return Floors({}, "There are too few prompts to fit floors; give training data for them.")
+        return parts, (
+            f"Floors were fitted to the evaluation data itself in {count} folds by {key}, each fold scored by floors "
+            "that never saw it."
+        )
+    return [], "There are too few prompts to fit floors; give training data for them."
 
 
-def _cross_fitted(
-    name: str, parts: Sequence[tuple[list[Comparison], list[Comparison]]], count: int
-) -> list[list[float]]:
-    scores: list[list[float]] = [[] for _ in range(count)]
-    for train, test in parts:
-        for comparison, values in zip(test, _FITS[name](train, test), strict=True):
-            scores[int(comparison.id or 0)] = values
-    return scores
+def _in_order(parts: Parts, scored: Sequence[list[list[float]]]) -> list[list[float]]:
+    rows = {
+        int(comparison.id or 0): values
+        for (_, test), scores in zip(parts, scored, strict=True)
+        for comparison, values in zip(test, scores, strict=True)
+    }
+    return [rows[index] for index in range(len(rows))]
 
 
 def _length(train: Sequence[Comparison], test: Sequence[Comparison]) -> list[list[float]]:
