@@ -139,6 +139,19 @@ def test_wrong_values_name_their_place(tmp_path: Path) -> None:
     assert any(line.startswith(f"{second}:3: schedule.cycles: ") for line in lines)
 
 
+def test_the_last_layer_that_set_a_value_is_named(tmp_path: Path) -> None:
+    first = write(tmp_path, "a.yaml", "data: [a]\nbatch_size: 0\n")
+    second = write(tmp_path, "b.yaml", "batch_size: -1\n")
+    (line,) = fault([first, second])
+    assert line.startswith(f"{second}:1: batch_size: ")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "-inf"])
+def test_numbers_are_finite(value: object) -> None:
+    (line,) = fault([], {"data": ["a"], "learning_rate": value})
+    assert "finite" in line
+
+
 def test_missing_keys_and_meaningless_combinations() -> None:
     assert fault([]) == ["data: required but not given: write it in a YAML file or pass --data"]
     assert fault([], {"data": ["a"], "batch_size": 13}) == ["batch_size: 13 cannot be split; take 12"]
