@@ -134,6 +134,7 @@ def test_gold_of_a_good_reply_by_hand():
         (lambda t: t + " The clouds here are rented.", "rambling", 1 / 4),
         (lambda t: t + " Warm wishes, Pip.", "repetition", 1 / 26),
         (lambda t: "Mend clock two. Thank you.", "length", 7 / 12),
+        (lambda t: t + " Thank you" * 14, "length", (25 + 28 - 45) / 15),
         (lambda t: t + " The cat sat.", "strangeness", 3 / 32),
         (lambda t: t.removesuffix("."), "strangeness", 1 / 28),
     ],
