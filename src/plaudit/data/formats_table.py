@@ -23,6 +23,7 @@ PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
 BEGINNINGS = ("answer", "response", "completion", "output", "reply", "text", "option")
 CHOICE_NAMES = ("choice", "chosen", "preferred", "preference", "winner", "better", "best")
 JUDGEMENTS = ("choice", "scores", "ranks", "label")
+MARKS = ("_", " ", "-", "")
 TIES = ("tie", "tied", "equal", "same", "both")
 
 
@@ -63,7 +64,7 @@ def _guess_judgement(row: Row, completions: tuple[str, ...]) -> dict[str, Any]:
         return {"choice": choice}
     shared = _shared_length(completions)
     for kind in ("score", "rank"):
-        names = [[f"{kind}{mark}{name[shared:].lstrip('_- ')}" for mark in "_ -"] for name in completions]
+        names = [[f"{kind}{mark}{name[shared:].lstrip('_- ')}" for mark in MARKS] for name in completions]
         columns = tuple(next((name for name in options if name in row), "") for options in names)
         if all(columns):
             return {f"{kind}s": columns}
