@@ -14,6 +14,7 @@ from plaudit.core.logprobs import token_logprobs
 from plaudit.data.tokenising import TextTokeniser
 from plaudit.models.aggregation import TokenSpans, token_spans
 from plaudit.models.backbone import DTYPES, is_causal, load_tokenizer, longest_text, set_dropout
+from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.probe import choose_path, probe_batch
 from plaudit.models.quiet import quiet_loading
 from plaudit.models.states import packed_states, padded_states, unwrap
@@ -169,6 +170,14 @@ class CausalLM(nn.Module):
         found = token_logprobs(states, weight, batch.input_ids[spans.places[predicted]], bias=bias, softcap=softcap)
         result = torch.zeros(spans.places.shape[0], dtype=found.dtype, device=found.device)
         return result.masked_scatter(predicted, found), spans
+
+    def gradient_checkpointing_enable(self, *, use_reentrant: bool = False) -> None:
+        """Recompute activations in the backward pass instead of keeping them; the gradients are the same."""
+        enable_checkpointing(self.model, use_reentrant=use_reentrant)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        disable_checkpointing(self.model)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model and tokenizer as a plain transformers folder; adapters are merged into the saved weights."""

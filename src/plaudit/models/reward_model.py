@@ -15,6 +15,7 @@ from plaudit.data.records import Prompt
 from plaudit.data.tokenising import TextTokeniser, TokenisedGroup
 from plaudit.models.aggregation import build_aggregation
 from plaudit.models.backbone import backbone_from_config, is_causal, load_tokenizer, longest_text
+from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.heads import initialise_head
 from plaudit.models.probe import choose_path
 from plaudit.models.states import packed_states, padded_states, row_arguments, unwrap
@@ -333,15 +334,11 @@ class RewardModel(nn.Module):
 
     def gradient_checkpointing_enable(self, *, use_reentrant: bool = False) -> None:
         """Recompute activations in the backward pass instead of keeping them; the gradients are the same."""
-        plain: Any = unwrap(self.backbone)
-        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
-        if use_reentrant:
-            plain.enable_input_require_grads()
+        enable_checkpointing(self.backbone, use_reentrant=use_reentrant)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""
-        plain: Any = unwrap(self.backbone)
-        plain.gradient_checkpointing_disable()
+        disable_checkpointing(self.backbone)
 
 
 def _within_budget(groups: Sequence[TokenisedGroup], budget: int) -> Iterator[list[int]]:

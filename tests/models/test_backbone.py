@@ -1,0 +1,111 @@
+"""Backbones: which are decoders, what is random, and pad tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from plaudit.models.backbone import (
+    ensure_pad_token,
+    fit_tokenizer,
+    is_causal,
+    load_backbone,
+    longest_text,
+    random_backbone,
+    set_dropout,
+)
+from tests.models.conftest import ARCHITECTURES, tiny_base, word_tokenizer
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 27, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_decoders_and_encoders_are_told_apart(name: str) -> None:
+    model = tiny_base(name)
+    ids = torch.randint(3, 64, (1, 8), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 7 - 3) % 61 + 3
+    with torch.no_grad():
+        first, second = (model(input_ids=x).last_hidden_state[0, 3] for x in (ids, other))
+    # A decoder's early states cannot know a later token.
+    assert is_causal(model.config) is torch.allclose(first, second, atol=1e-6)
+
+
+def test_encoder_decoders_are_refused() -> None:
+    with pytest.raises(ValueError, match="'t5' is an encoder-decoder"):
+        is_causal(AutoConfig.for_model("t5"))
+
+
+def test_a_causal_language_model_loses_its_vocabulary_head(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("llama", **SIZES)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    assert not any("lm_head" in name for name, _ in backbone.named_parameters())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights are missing and would be random"):
+        load_backbone(tmp_path)
+
+
+def test_every_weight_of_an_encoder_is_used() -> None:
+    assert not any("pooler" in name for name, _ in random_backbone("bert", SIZES).named_parameters())
+
+
+def test_dropout_of_every_name_is_set() -> None:
+    for model_type in ("bert", "gpt2", "llama", "phi", "modernbert", "opt"):
+        config = AutoConfig.for_model(model_type)
+        set_dropout(config, 0.25)
+        found = {k: v for k, v in config.to_dict().items() if "drop" in k and isinstance(v, float)}
+        assert found
+        assert all(value == (0.0 if "layer" in key else 0.25) for key, value in found.items())
+
+
+@pytest.mark.parametrize("pad", ["eos", "unk", "none"])
+def test_a_pad_token_that_no_text_ends_with(pad: str) -> None:
+    tokenizer = word_tokenizer(pad=None)
+    if pad != "none":
+        tokenizer.pad_token = tokenizer.eos_token if pad == "eos" else tokenizer.unk_token
+    ensure_pad_token(tokenizer)
+    assert tokenizer.pad_token == "<|pad|>"
+    assert tokenizer.pad_token_id == 27
+    model = random_backbone("llama", SIZES)
+    before = model.embed_tokens.weight[:27].detach().clone()  # type: ignore[index, union-attr]
+    fit_tokenizer(model, tokenizer)
+    assert model.embed_tokens.weight.shape[0] == 28  # type: ignore[union-attr]
+    assert torch.equal(model.embed_tokens.weight[:27], before)  # type: ignore[index, union-attr]
+    assert model.config.pad_token_id == 27  # type: ignore[union-attr]
+
+
+def test_a_good_pad_token_stays_and_a_spare_one_is_taken() -> None:
+    tokenizer = word_tokenizer()
+    ensure_pad_token(tokenizer)
+    assert tokenizer.pad_token == "<pad>"
+    assert len(tokenizer) == 28
+    tokenizer.pad_token = tokenizer.eos_token
+    ensure_pad_token(tokenizer)
+    assert tokenizer.pad_token == "<pad>"
+    assert len(tokenizer) == 28
+
+
+def test_the_longest_text() -> None:
+    tokenizer = word_tokenizer()
+    assert longest_text(AutoConfig.for_model("bert"), tokenizer) == 512
+    assert longest_text(AutoConfig.for_model("roberta", max_position_embeddings=514), tokenizer) == 512
+    tokenizer.model_max_length = 100
+    assert longest_text(AutoConfig.for_model("bert"), tokenizer) == 100
+
+
+def test_random_weights_come_from_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = random_backbone("llama", SIZES, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    second = random_backbone("llama", SIZES, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
