@@ -16,6 +16,8 @@ from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import Trackers
 
 SHOWN = ("loss", "accuracy")
+STEPS_WORTH_SAVING = 50
+"""Epochs of fewer steps do not each get a checkpoint: flushing to the disk would take longer than the steps."""
 
 
 class Run:
@@ -122,7 +124,10 @@ class Run:
     def save_if_due(self) -> None:
         """Write a checkpoint where the configuration asks for one, where the best weights are, and at the end."""
         best_here = self.config.keep_best and self.session.best.step == self.state.step
-        if self._due(self.config.save_every) or best_here or self.finished:
+        due = self._due(self.config.save_every)
+        if self.config.save_every is None:
+            due = due and self.state.step - self.session.saved_step >= STEPS_WORTH_SAVING
+        if due or best_here or self.finished:
             self.trackers.flush()
             self.session.save()
 

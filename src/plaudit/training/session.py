@@ -66,7 +66,7 @@ class Session:
         self.state = RunState()
         self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
         self._identity = {"data": data_hash, "frozen": frozen_hash(trained)}
-        self._saved_step = -1
+        self.saved_step = 0
 
     def save(self, randomness: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint of the run as it stands, and remove those that need not be kept.
@@ -87,15 +87,10 @@ class Session:
                 "config": self.config.model_dump_json(),
             },
         )
-        self._saved_step = self.state.step
+        self.saved_step = self.state.step
         keep = {self.best.step} if self.config.keep_best else set()
         prune_checkpoints(self.folder, keep_last=self.config.keep_last, keep_steps=keep)
         return path
-
-    @property
-    def saved(self) -> bool:
-        """True when the present step has a checkpoint."""
-        return self._saved_step == self.state.step
 
     def resume(self) -> bool:
         """Take everything from the last good checkpoint; False when there is none.
@@ -116,7 +111,7 @@ class Session:
         set_random_state(saved["random"])
         self.state = RunState(**saved["run"])
         self.best.load_state_dict(saved["best"])
-        self._saved_step = self.state.step
+        self.saved_step = self.state.step
         return True
 
     def load_best(self) -> bool:
