@@ -52,9 +52,7 @@ def test_audit_by_hand() -> None:
 
 
 def test_the_page_is_self_contained_and_escapes_what_people_wrote() -> None:
-    nasty = [
-        make(f"<script>{n}", ("<b>good</b> thanks", f"bad {n}"), ((n % 2,), (1 - n % 2,)), None) for n in range(60)
-    ]
+    nasty = [make(f"<script>{n}", ("<b>good</b>", f"bad {n}"), ((n % 2,), (1 - n % 2,)), None) for n in range(60)]
     text = audit_page(audit_comparisons([*nasty, nasty[0], *RECORDS], source="<x>"))
     assert "<script>" not in text
     assert "<b>good" not in text
@@ -94,7 +92,7 @@ def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     audit = inspect_data(config, html=tmp_path / "a.html", json_file=tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["rows"]["refused"] == {"empty completion": 1}
     assert (tmp_path / "a.html").stat().st_size > 5000
-    assert dict((what, value) for what, value, _ in audit_rows(audit))["rows read"] == "4"
+    assert {what: value for what, value, _ in audit_rows(audit)}["rows read"] == "4"
     assert "Audit of" in capsys.readouterr().out
     tally = convert_data(config, tmp_path / "out.parquet")
     assert (tally.read, tally.used) == (4, 3)
