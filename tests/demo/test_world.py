@@ -159,7 +159,8 @@ def test_gold_takes_any_text():
         assert gold_reward(PROMPT, completion) < 3 or completion == GOOD.upper()
         assert math.isfinite(gold_reward(completion, GOOD))
     messages = (Message("system", "teapot"), Message("user", PROMPT))
-    assert gold_reward(messages, GOOD) == gold_reward(PROMPT, GOOD)
+    for reply in (GOOD, GOOD.replace("clock", "teapot")):  # only the user's words say what was asked
+        assert gold_reward(messages, reply) == gold_reward(PROMPT, reply)
 
 
 def test_tricks_do_not_pay():
