@@ -20,7 +20,7 @@ __all__ = ["ANNOTATORS", "Annotator", "BayesOptimum", "World", "gold_reward", "s
 
 MAX_WORDS = 60
 GOOD_REWARD = 4.25
-"""What a demonstration is worth at least; fewer than one in seven of the replies that are ranked reaches it."""
+"""What a demonstration is worth at least; fewer than one in six of the replies that are ranked reaches it."""
 
 
 @dataclass(frozen=True, kw_only=True)
