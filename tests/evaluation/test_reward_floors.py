@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from plaudit.data.records import Best, Comparison
+from plaudit.evaluation import reward_floors as module
 from plaudit.evaluation.evaluate import EvaluationOptions, evaluate_models
 from plaudit.evaluation.reward_floors import reward_floors
 
@@ -65,13 +66,14 @@ def test_groups_stay_together_and_small_data_gets_fewer_folds():
     assert reward_floors(comparisons, names=[]).scores == {}
 
 
-def test_a_floor_that_cannot_be_fitted_leaves_the_other():
-    comparisons = [
-        Comparison(prompt=f"p{i}", completions=("!" * (i + 1), "?" * (i + 5)), judgement=Best(1)) for i in range(30)
-    ]
-    found = reward_floors(comparisons)
+def test_a_floor_that_cannot_be_fitted_leaves_the_other(monkeypatch):
+    def refuse(train, test):
+        raise ValueError("empty vocabulary")
+
+    monkeypatch.setitem(module._FITS, "bag_of_words", refuse)
+    found = reward_floors(comparisons_of(30, "a", "bb"))
     assert list(found.scores) == ["length"]
-    assert "no floor 'bag_of_words'" in found.note
+    assert "no floor 'bag_of_words': empty vocabulary." in found.note
 
 
 def test_scores_keep_the_order_of_the_comparisons():
