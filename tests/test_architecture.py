@@ -201,7 +201,7 @@ def test_no_path_of_one_machine() -> None:
     # Put together here so that this file does not hold what it looks for.
     folders = "|".join(("work", "root", "opt", "tmp", "home", "Users"))
     pattern = re.compile(rf"(?<![\w.~}}\]/-])/(?:{folders})/[\w.]+")
-    names = ("src", "tests", "docs", "configs", "examples", "benchmarks", ".ci")
+    names = ("src", "tests", "docs", "configs", "examples", "benchmarks", "studies", ".ci")
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".cfg", ".json", ".jsonl", ".sh", ".html", ".csv", ""}
     inside = [file for name in names for file in (ROOT / name).rglob("*") if "__pycache__" not in file.parts]
     files = [file for file in (*ROOT.iterdir(), *inside) if file.is_file() and file.suffix in suffixes]
