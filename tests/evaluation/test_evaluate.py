@@ -118,13 +118,13 @@ def test_equal_scores_are_chance(simulated):
 
 def test_the_truth_is_calibrated(simulated):
     """Gumbel noise makes picks follow the softmax and pairs of two completions the sigmoid: temperature 1."""
-    comparisons, rewards = simulated(3000, 6, sizes=(2,), kinds=("ranking",))
+    comparisons, rewards = simulated(1600, 6, sizes=(2,), kinds=("ranking",))
     found = evaluate_scores(comparisons, rewards, options=EvaluationOptions(resamples=100))
     assert found.metrics["temperature"].low < 1.0 < found.metrics["temperature"].high
-    assert found.metrics["temperature"].value == pytest.approx(1.0, abs=0.1)
-    assert found.metrics["calibration_error"].value < 2 * found.calibration_noise < 0.05
+    assert found.metrics["temperature"].value == pytest.approx(1.0, abs=0.15)
+    assert found.metrics["calibration_error"].value < 2 * found.calibration_noise < 0.07
     overconfident = evaluate_scores(comparisons, [[3 * v for v in row] for row in rewards], options=FEW)
-    assert overconfident.metrics["temperature"].value == pytest.approx(3.0, abs=0.3)
+    assert overconfident.metrics["temperature"].value == pytest.approx(3.0, abs=0.45)
     assert overconfident.metrics["calibration_error"].value > 5 * overconfident.calibration_noise
 
 
@@ -307,7 +307,7 @@ def test_nothing_to_evaluate_is_refused():
 
 
 def test_many_prompts_are_quick(simulated):
-    comparisons, rewards = simulated(1500, 0, sizes=(2, 4))
+    comparisons, rewards = simulated(1000, 0, sizes=(2, 4))
     start = time.perf_counter()
     evaluate_scores(comparisons, rewards)
-    assert time.perf_counter() - start < 12.0  # about 1.5 s
+    assert time.perf_counter() - start < 12.0  # about 1 s

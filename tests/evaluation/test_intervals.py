@@ -41,10 +41,12 @@ def test_coverage_is_nominal_by_cluster_and_too_low_without():
     """Expected coverage 95 %; with 400 repetitions the standard error is 1.1 points. Ignoring the clusters of 20
     correlated pairs narrows the interval about threefold: coverage falls below 60 %."""
     generator = np.random.default_rng(11)
-    hits, naive_hits, repetitions = 0, 0, 400
+    hits, naive_hits, repetitions, naive_repetitions = 0, 0, 400, 80
     for repetition in range(repetitions):
         credits, clusters = clustered_pairs(generator, 80, 20)
         for name, index in (("cluster", clusters), ("naive", np.arange(credits.size))):
+            if name == "naive" and repetition >= naive_repetitions:
+                continue
             statistic = intervals.mean_statistic(credits, index, int(index.max()) + 1)
             draws = intervals.bootstrap_draws({"a": statistic}, int(index.max()) + 1, resamples=200, seed=repetition)
             found = intervals.estimate(statistic, draws["a"])
@@ -54,7 +56,7 @@ def test_coverage_is_nominal_by_cluster_and_too_low_without():
             else:
                 naive_hits += inside
     assert 0.91 <= hits / repetitions <= 0.98
-    assert naive_hits / repetitions < 0.60
+    assert naive_hits / naive_repetitions < 0.60
 
 
 def test_paired_differences_are_narrower_than_the_difference_of_unpaired():

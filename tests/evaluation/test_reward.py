@@ -17,6 +17,12 @@ from plaudit.evaluation.scoring import read_scores, write_scores
 QUICK = {"resamples": 50, "probe_limit": 4}
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Spares the drawing of a page where the numbers are what is tested."""
+    monkeypatch.setattr("plaudit.evaluation.reward.write_report", lambda report, folder: folder)
+
+
 @pytest.fixture(scope="module")
 def data(simulated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -75,7 +81,7 @@ def test_scores_from_files(data, tmp_path, capsys):
     assert saved["models"]["truth"]["metrics"]["accuracy"]["value"] == truth.metrics["accuracy"].value
 
 
-def test_a_model(data, model_folder, tmp_path, simulated):
+def test_a_model(data, model_folder, tmp_path, simulated, no_page):
     config = EvaluateRewardConfig(
         models=(str(model_folder),), data=(f"{data}/data.jsonl",), output=tmp_path, floors=(), device="cpu", **QUICK
     )
@@ -97,7 +103,7 @@ def test_a_model(data, model_folder, tmp_path, simulated):
     assert report.floors == []
 
 
-def test_what_the_model_cannot_read_is_counted(data, model_folder, tmp_path):
+def test_what_the_model_cannot_read_is_counted(data, model_folder, tmp_path, no_page):
     comparisons = [
         Comparison(prompt=f"what {i}", completions=("tea", "rain " * (80 if i == 3 else 2)), judgement=Best(0))
         for i in range(8)
@@ -112,7 +118,7 @@ def test_what_the_model_cannot_read_is_counted(data, model_folder, tmp_path):
     assert "m could not score 1 completions: too long." in report.notes
 
 
-def test_rewardbench_rules(tmp_path):
+def test_rewardbench_rules(tmp_path, no_page):
     rows = [
         {"prompt": f"p{i}", "chosen": f"yes {i}", "rejected": f"no {i}", "subset": name, "id": str(i)}
         for i, name in enumerate(["hep-go", "math-prm", "alpacaeval-easy", "donotanswer", "llmbar-natural"])
@@ -129,7 +135,7 @@ def test_rewardbench_rules(tmp_path):
     assert found.score == pytest.approx((3 + 164 / (984 + 164)) / 4)
 
 
-def test_rewardbench_2_files(tmp_path):
+def test_rewardbench_2_files(tmp_path, no_page):
     rows = [
         {"id": "0", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Math"},
         {"id": "ref:0", "prompt": "q", "chosen": ["a"], "rejected": ["b"], "subset": "Ties"},
