@@ -1,0 +1,92 @@
+"""`plaudit score`: stream completions through a reward model."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from plaudit.configs.data import OnError
+
+
+def score(
+    model: str,
+    *,
+    input: str | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    probabilities: bool = False,
+    on_error: OnError = "refuse",
+    too_long: Literal["refuse", "truncate_prompt", "truncate"] | None = None,
+    max_length: int | None = None,
+    token_budget: int = 8192,
+    window: int = 256,
+    device: str = "auto",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Score completions: `plaudit score MODEL < completions.jsonl > scores.jsonl`.
+
+    Each input line holds `prompt` and `completion` (or `completions`, a list), and may hold `id`. Each gives one output
+    line, in order: `{"id", "raw", "normalised"}`, or `{"id", "error"}` under `--on-error skip`. Memory does not grow
+    with the number of lines.
+
+    Parameters
+    ----------
+    model
+        Folder (or Hugging Face name) of a reward model, Plaudit's or somebody else's.
+    input
+        Read this file or folder instead of the standard input: JSON Lines (also .gz), Parquet, CSV.
+    output
+        Write this file instead of the standard output.
+    resume
+        Go on behind the lines that `--output` holds already, after an interruption. Give the same input again.
+    overwrite
+        Replace a file that exists.
+    probabilities
+        Add `P(y_i|x)` over the completions of each line.
+    on_error
+        At a line that cannot be scored: `refuse` stops there, `skip` writes its error in its place and goes on.
+    too_long
+        Texts longer than the model reads: `refuse` them, `truncate_prompt` from the left, or `truncate` completions
+        too. By default as saved with the model.
+    max_length
+        Most tokens of a text. By default as saved with the model.
+    token_budget
+        Most tokens in one forward pass.
+    window
+        Lines that are read, sorted by length and scored together.
+    device
+        `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+    dtype
+        Number type of the backbone: float32, bfloat16 or float16. By default as saved.
+    trust_remote_code
+        Let code in the model's folder run.
+    """
+    if window < 1 or token_budget < 1:
+        raise ValueError(f"--window {window} --token-budget {token_budget}: both must be at least 1")
+    if input is None and sys.stdin.isatty():
+        raise ValueError("nothing to score: plaudit score MODEL < completions.jsonl, or --input FILE")
+    from plaudit.evaluation.score_job import load_scoring_model, say, score_job
+
+    loaded = load_scoring_model(
+        model,
+        device=device,
+        dtype=dtype,
+        too_long=too_long,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )
+    tally = score_job(
+        loaded,
+        sys.stdin.buffer if input is None else input,
+        None if output is not None else sys.stdout.buffer,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        on_error=on_error,
+        probabilities=probabilities,
+        token_budget=token_budget,
+        window_rows=window,
+        terminal=sys.stderr if sys.stderr.isatty() else None,
+    )
+    say(f"scored {tally.summary()}")

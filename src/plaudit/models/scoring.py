@@ -1,0 +1,111 @@
+"""Scores of tokenised groups within a token budget, every distinct prompt processed once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from plaudit.data.packing import pack_groups
+from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
+
+if TYPE_CHECKING:
+    from plaudit.models.reward_model import RewardModel
+
+
+@dataclass
+class _Job:
+    """Completions behind one prefix, and which group and slot each belongs to."""
+
+    prefix: list[int]
+    completions: list[list[int]] = field(default_factory=list)
+    owners: list[tuple[int, int]] = field(default_factory=list)
+    num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_tokens = len(self.prefix)
+
+    def add(self, ids: list[int], owner: tuple[int, int]) -> None:
+        """Put one more completion behind the prefix."""
+        self.completions.append(ids)
+        self.owners.append(owner)
+        self.num_tokens += len(ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return len(self.prefix) + max(map(len, self.completions))
+
+    def group(self) -> TokenisedGroup:
+        """The job as a group of its own."""
+        block = TokenisedBlock(self.prefix, self.completions, list(range(len(self.completions))))
+        return TokenisedGroup((block,))
+
+
+@torch.no_grad()
+def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, token_budget: int = 8192) -> list[Tensor]:
+    """Raw scores of tokenised groups, without dropout.
+
+    Completions behind the same prefix share it, also across groups, so that a packed model reads each distinct prompt
+    once; a group that is larger than the budget is cut into several that repeat its prompt. No score depends on what
+    else is scored with it.
+
+    Args:
+        model: the reward model, on any device; left in the mode it was in.
+        groups: `P` groups from `model.text_tokeniser`.
+        token_budget: most tokens in one forward, padding included where the model is not packed; a completion that is
+            larger with its prompt goes alone.
+
+    Returns:
+        For each group `[K]` float32 on the CPU by slot, or `[K, A]` with attributes.
+
+    Raises:
+        ValueError: if the budget is below 1.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget is {token_budget}; it must be at least 1")
+    results = [torch.full((group.num_slots, model.num_outputs), torch.nan) for group in groups]
+    training = model.training
+    model.eval()
+    try:
+        for jobs in _batches(_jobs(groups, token_budget, share=model.causal), token_budget, packed=model.packed):
+            batch = pack_groups([job.group() for job in jobs], causal=model.causal).to(model.device)
+            scores = model(batch).float().cpu().reshape(batch.layout.num_completions, -1)
+            places = zip(batch.layout.group_index.tolist(), batch.layout.slot_index.tolist(), strict=True)
+            for row, (job, slot) in zip(scores, places, strict=True):
+                group, owner_slot = jobs[job].owners[slot]
+                results[group][owner_slot] = row
+    finally:
+        model.train(training)
+    return results if model.attributes else [result.squeeze(-1) for result in results]
+
+
+def _jobs(groups: Sequence[TokenisedGroup], token_budget: int, *, share: bool) -> list[_Job]:
+    jobs: list[_Job] = []
+    by_prefix: dict[tuple[int, ...], _Job] = {}
+    for index, group in enumerate(groups):
+        for block in group.blocks:
+            key = tuple(block.prefix)
+            for slot, ids in zip(block.slots, block.completions, strict=True):
+                job = by_prefix.get(key) if share else None
+                if job is None or job.num_tokens + len(ids) > token_budget:
+                    job = by_prefix[key] = _Job(block.prefix)
+                    jobs.append(job)
+                job.add(ids, (index, slot))
+    return jobs
+
+
+def _batches(jobs: Sequence[_Job], token_budget: int, *, packed: bool) -> Iterator[list[_Job]]:
+    # Similar lengths go together, so that padded rows waste little.
+    chosen: list[_Job] = []
+    tokens = rows = 0
+    for job in sorted(jobs, key=lambda job: job.longest):
+        rows += len(job.completions)
+        tokens += job.num_tokens
+        if chosen and (tokens if packed else rows * job.longest) > token_budget:
+            yield chosen
+            chosen, tokens, rows = [], job.num_tokens, len(job.completions)
+        chosen.append(job)
+    if chosen:
+        yield chosen
