@@ -3,12 +3,13 @@
 import inspect
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -139,11 +140,37 @@ def backbone_from_config(config: RewardModelConfig, tokenizer: Any) -> nn.Module
     return model
 
 
-def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in that folder or of that name, with a pad token that is not its end token."""
+TOKENIZER_CHECK = "why is it so good? The cat sat on the mat, 3 times.\nNo. \u5929\u6c14 caf\u00e9"
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, check: Sequence[int] | None = None) -> Any:
+    """The tokenizer in that folder or of that name, with a pad token that is not its end token.
+
+    Args:
+        name: folder or hub name.
+        trust_remote_code: whether code in the folder may run.
+        check: the ids that it has to give for `TOKENIZER_CHECK`. For a few architectures (Qwen 2) `AutoTokenizer`
+            puts the architecture's own class over what the folder says, and a tokenizer of another kind then loses
+            its text in silence; where the ids differ, the folder's `tokenizer.json` is taken as it stands.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: if no reading of the folder gives the ids of `check`.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if check is not None and check_ids(tokenizer) != list(check):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        if check_ids(tokenizer) != list(check):
+            raise ValueError(f"{name}: the tokenizer gives other ids than when the model was saved")
     ensure_pad_token(tokenizer)
     return tokenizer
+
+
+def check_ids(tokenizer: Any) -> list[int]:
+    """The ids of `TOKENIZER_CHECK`."""
+    return list(tokenizer(TOKENIZER_CHECK)["input_ids"])
 
 
 def ensure_pad_token(tokenizer: Any) -> None:

@@ -10,7 +10,6 @@ Four forms, named in `plaudit.json` under `form`:
 - `adapter`: adapters beside the name of the backbone they belong to (or the backbone itself where it has no name).
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -21,16 +20,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 import plaudit
-from plaudit.data.packing import pack_groups
-from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
-from plaudit.models.backbone import DTYPES, fit_tokenizer, load_backbone, load_tokenizer
+from plaudit.models.backbone import DTYPES, check_ids, fit_tokenizer, load_backbone, load_tokenizer
 from plaudit.models.lora import has_lora, merge_lora
 from plaudit.models.quiet import quiet_loading
 from plaudit.models.states import unwrap
+from plaudit.models.verification import check_scores, verify_scores, weights_fingerprint
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
@@ -83,6 +81,11 @@ def save_reward_model(
             unwrap(model.backbone).save_pretrained(folder)  # type: ignore[operator]
         else:
             _save_own(model, folder, adapter=form == "adapter")
+        if check_ids(AutoTokenizer.from_pretrained(folder)) != check_ids(model.tokenizer):
+            notes.append(
+                "plain AutoTokenizer reads this tokenizer wrongly for this architecture; other tools must open it "
+                "with PreTrainedTokenizerFast"
+            )
     if form in ("own", "adapter"):
         what = "adapters" if form == "adapter" else f"aggregation {model.parts.aggregation!r}"
         notes.append(f"plain transformers cannot express the {what} and refuses this folder; open it with Plaudit")
@@ -101,7 +104,8 @@ def save_reward_model(
             "std": model.normalisation_std.tolist(),
         },
         "fingerprint": weights_fingerprint(model.backbone),
-        "check": _check_scores(model),
+        "check": check_scores(model),
+        "tokenizer_check": check_ids(model.tokenizer),
         "data_hash": data_hash,
         "versions": {
             "plaudit": plaudit.__version__,
@@ -226,7 +230,7 @@ def load_own(
     description = _read_description(folder)
     form = description["form"]
     parts = parts_from(description["parts"], attn_implementation, changes)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, check=description["tokenizer_check"])
     chosen = dtype or description["dtype"]
     same_dtype = chosen == description["dtype"]
     backbone = _load_backbone(folder, form, parts.backbone_name, chosen, trust_remote_code)
@@ -243,7 +247,7 @@ def load_own(
     if normalisation["set"]:
         model.set_normalisation(normalisation["mean"], normalisation["std"])
     model.eval()
-    _verify_scores(model, description["check"], folder, exact=same_dtype and chosen == "float32")
+    verify_scores(model, description["check"], folder, exact=same_dtype and chosen == "float32")
     return model
 
 
@@ -331,54 +335,6 @@ def read_tensor(folder: Path, name: str) -> Tensor:
                 tensor: Tensor = file.get_tensor(name).float()
                 return tensor
     raise ValueError(f"{folder}: no safetensors file holds {name!r}")
-
-
-def weights_fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 over the names, shapes and first 16 values of the backbone's own weights, adapters left out."""
-    digest = hashlib.sha256()
-    for name, parameter in unwrap(backbone).named_parameters():
-        if "lora_" in name:
-            continue
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape[1:])}".encode())
-        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-_CHECK_IDS = ([7, 5, 8, 6], [[9, 4, 7], [5]]), ([6], [[4, 8, 5, 9, 7]])
-
-
-def _check_batch(model: "RewardModel", table: Any) -> Any:
-    groups = []
-    for prompt, completions in table:
-        if model.causal:
-            blocks = [TokenisedBlock(prompt, completions, list(range(len(completions))))]
-        else:
-            blocks = [TokenisedBlock(prompt, [ids], [slot]) for slot, ids in enumerate(completions)]
-        groups.append(TokenisedGroup(tuple(blocks)))
-    return pack_groups(groups, causal=model.causal).to(model.device)
-
-
-@torch.no_grad()
-def _check_scores(model: "RewardModel") -> dict[str, Any]:
-    """A few token ids and the raw scores they get now, so that loading can tell whether it is the same model."""
-    training = model.training
-    model.eval()
-    scores = model(_check_batch(model, _CHECK_IDS)).float().cpu()
-    model.train(training)
-    return {"ids": _CHECK_IDS, "scores": scores.tolist()}
-
-
-@torch.no_grad()
-def _verify_scores(model: "RewardModel", check: dict[str, Any], folder: Path, *, exact: bool) -> None:
-    wanted = torch.tensor(check["scores"])
-    scores = model(_check_batch(model, check["ids"])).float().cpu()
-    tolerance = (1e-4 if exact else 0.1) * max(1.0, wanted.abs().max().item())
-    difference = (scores - wanted).abs().max().item()
-    if not difference <= tolerance:
-        raise ValueError(
-            f"{folder}: the loaded model gives other scores than when it was saved (off by {difference:.3g}); "
-            "its files do not belong together"
-        )
 
 
 def load_reward_model(
