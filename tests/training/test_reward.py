@@ -328,6 +328,21 @@ def test_best_weights_are_kept_and_patience_stops(tokenizer_folder: str, tmp_pat
     assert json.loads((tmp_path / "result.json").read_text())["best_step"] == result.best_step
 
 
+def test_a_damaged_best_checkpoint_is_reported_and_the_last_weights_kept(
+    tokenizer_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, held_out = [pair("cat", "dog", 1.0)], [pair("dog", "cat", 1.0, prompt="is it")]
+    config = config_for(tokenizer_folder, tmp_path, epochs=3, evaluate_every=1, keep_last=1)
+    first = trained(config, train, held_out=held_out)
+    assert first.best_step == 1
+    (tmp_path / "checkpoints" / "step-000000001" / "state.pt").unlink()
+    again = trained(config.model_copy(update={"resume": True}), train, held_out=held_out)
+    assert "DAMAGED CHECKPOINT of the best step 1" in capsys.readouterr().err
+    assert again.metrics["log_loss"] > first.metrics["log_loss"]
+    with pytest.raises(ValueError, match="patience: 2 needs held-out records"):
+        main(config.model_copy(update={"patience": 2, "overwrite": True}), train=train)
+
+
 def test_folders_with_a_run_are_not_touched_by_accident(tokenizer_folder: str, tmp_path: Path) -> None:
     config = config_for(tokenizer_folder, tmp_path, epochs=2)
     first = trained(config, MIXED[:2])

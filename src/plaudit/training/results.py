@@ -10,6 +10,8 @@ from typing import Any
 from plaudit.models.quiet import quiet_loading
 from plaudit.training.checkpoints import publish_directory
 
+ENDS = ("epochs", "max_steps", "patience")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
@@ -18,7 +20,7 @@ class TrainingResult:
     Attributes:
         output: the run's folder.
         model_folder: the saved model; None when a signal stopped the run before its end.
-        stopped_by: `epochs`, `max_steps`, `patience`, or the name of a signal.
+        stopped_by: one of `ENDS`, or the name of a signal.
         steps: optimizer steps done.
         best_step: the step whose weights were kept as the best; -1 without held-out records.
         tokens: tokens put through the network in training.

@@ -39,7 +39,7 @@ from plaudit.training.reading import (
     read_training_comparisons,
     tokenise_records,
 )
-from plaudit.training.results import TrainingResult, count_table, save_whole
+from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
 from plaudit.training.session import Session, prepare_output, records_hash
 
@@ -191,12 +191,9 @@ def main(
         prepare_output(config)
         session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
         stopped_by = run_steps(trainer, session)
-        complete = stopped_by in ("epochs", "max_steps", "patience")
-        statistics, folder = None, None
-        if complete:
-            kept_best = session.load_best()
-            if kept_best and not config.quiet:
-                say(f"reward: keeping the weights of step {session.best.step}, the best on the held-out records")
+        statistics, folder, metrics = None, None, session.state.evaluation
+        if stopped_by in ENDS:
+            metrics = session.keep_best_weights()
             statistics = _normalise(trainer, texts)
             folder = _save_model(trainer, hashed)
         trainer.model.eval()
@@ -209,7 +206,7 @@ def main(
             best_step=session.best.step,
             tokens=session.state.tokens,
             seconds=time.perf_counter() - started,
-            metrics=session.state.best_evaluation if config.keep_best else session.state.evaluation,
+            metrics=metrics,
             records=count_table(**counts),
             model=trainer.model,
             normalisation=statistics,

@@ -37,6 +37,8 @@ class Run:
     ) -> None:
         self.config, self.session, self.label = config, session, label
         self.steps_per_epoch, self.evaluates = steps_per_epoch, evaluates
+        if config.patience is not None and not evaluates:
+            raise ValueError(f"patience: {config.patience} needs held-out records; give held_out or held_out_fraction")
         self.total_steps = total_steps(config, steps_per_epoch)
         self.stop = StopRequest()
         resumed = config.resume and session.resume()

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from plaudit.configs.base import dump_config
 from plaudit.configs.training import TrainingConfig
 from plaudit.training.checkpoints import (
+    DamagedCheckpointError,
     checkpoint_path,
     load_checkpoint,
     load_last_good,
     prune_checkpoints,
     save_checkpoint,
 )
-from plaudit.training.messages import warn
+from plaudit.training.messages import say, warn
 from plaudit.training.random_state import random_state, set_random_state
 from plaudit.training.stopping import BestSoFar
 
 RUN_ENTRIES = ("checkpoints", "model", "metrics.jsonl", "configuration.yaml", "result.json", "tensorboard")
 FREE_KEYS = frozenset(
-    {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "keep_best", "log_every", "trackers"}
+    {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
     | {"quiet", "save_every", "device"}
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
@@ -114,14 +115,24 @@ class Session:
         self.saved_step = self.state.step
         return True
 
-    def load_best(self) -> bool:
-        """Put the weights of the best evaluation in place; False when the present ones are the best or none is kept."""
+    def keep_best_weights(self) -> dict[str, float]:
+        """Put the weights of the best evaluation in place where the configuration keeps them.
+
+        Returns:
+            The held-out metrics of the weights that are now in place; empty where nothing was evaluated.
+        """
         if not self.config.keep_best or self.best.step in (-1, self.state.step):
-            return False
-        load_trainable_state(
-            self.trained, load_checkpoint(checkpoint_path(self.folder, self.best.step)).state["trained"]
-        )
-        return True
+            return self.state.evaluation
+        try:
+            best = load_checkpoint(checkpoint_path(self.folder, self.best.step))
+        except DamagedCheckpointError as error:
+            warn(f"DAMAGED CHECKPOINT of the best step {self.best.step}, keeping the last weights instead: {error}")
+            self.best.step = self.state.step
+            return self.state.evaluation
+        load_trainable_state(self.trained, best.state["trained"])
+        if not self.config.quiet:
+            say(f"keeping the weights of step {self.best.step}, the best on the held-out records")
+        return self.state.best_evaluation
 
     def _compare(self, saved: dict[str, Any], path: Path) -> None:
         now = json.loads(self.config.model_dump_json())

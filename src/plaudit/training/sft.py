@@ -20,7 +20,7 @@ from plaudit.training.optimizers import build_optimizer, clip_gradients
 from plaudit.training.precision import autocast, pick_device
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
-from plaudit.training.results import TrainingResult, count_table, save_whole
+from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
 from plaudit.training.session import Session, prepare_output, records_hash
 
@@ -52,7 +52,7 @@ class SftTrainer:
         """The share of some records in the mean loss per completion token.
 
         Equation: `-(1/W) Σ_i w_i Σ_t log p(y_it | x_i, y_i<t)`, `W = Σ_i w_i n_i` over the whole step, `n_i` the
-        number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are read and never trained on.
+        number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are read, not trained on.
 
         Args:
             data: where the records are.
@@ -123,10 +123,9 @@ def main(
         prepare_output(config)
         session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
         stopped_by = run_steps(trainer, session)
-        folder = None
-        if stopped_by in ("epochs", "max_steps", "patience"):
-            if session.load_best() and not config.quiet:
-                say(f"sft: keeping the weights of step {session.best.step}, the best on the held-out records")
+        folder, metrics = None, session.state.evaluation
+        if stopped_by in ENDS:
+            metrics = session.keep_best_weights()
             folder = save_whole(trainer.model.save_pretrained, config.output / "model")
             if not config.quiet:
                 say(f"sft: saved {folder}")
@@ -139,7 +138,7 @@ def main(
             best_step=session.best.step,
             tokens=session.state.tokens,
             seconds=time.perf_counter() - started,
-            metrics=session.state.best_evaluation if config.keep_best else session.state.evaluation,
+            metrics=metrics,
             records=count_table(**counts),
             model=trainer.model,
         )
