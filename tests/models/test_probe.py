@@ -116,12 +116,12 @@ def test_the_twin_keeps_each_kind_of_layer_and_has_a_short_window() -> None:
 
 
 def test_the_probe_notices_a_backend_that_ignores_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = packed_attention.reference_backend
+    careful = packed_attention.block_backend
 
     def careless(*arguments: Any, window: int | None, **others: Any) -> torch.Tensor:
-        return reference(*arguments, window=None, **others)
+        return careful(*arguments, window=None, **others)
 
-    monkeypatch.setitem(packed_attention.BACKENDS, "reference", careless)
+    monkeypatch.setitem(packed_attention.BACKENDS, "blocks", careless)
     monkeypatch.setattr(probe, "_verdicts", {})
     # The window of the real model is longer than any probe: only the twin can tell.
     config = AutoConfig.for_model("mistral", sliding_window=4096)
@@ -130,14 +130,14 @@ def test_the_probe_notices_a_backend_that_ignores_the_window(monkeypatch: pytest
 
 
 def test_the_probe_notices_siblings_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(layout: Any, window: int | None = None) -> torch.Tensor:
-        return torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool).tril()
+    def leaky(blocks: torch.Tensor, *others: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
+        return torch.ones(len(blocks), len(blocks), dtype=torch.bool).tril()
 
     register_packed_attention()
     model = tiny_base("llama", attn_implementation=PACKED_ATTENTION)
     batch = probe_batch(True, [(5, [3, 1, 4])])
     assert equality_fault(model, batch, 1e-5) is None
-    monkeypatch.setattr(packed_attention, "allowed_pairs", leaky)
+    monkeypatch.setattr(packed_attention, "visible_pairs", leaky)
     assert "differ" in str(equality_fault(model, batch, 1e-5))
 
 

@@ -41,33 +41,65 @@ def allowed_pairs(layout: PackedLayout, window: int | None = None) -> Tensor:
     Returns:
         `[N, N]` bool, rows are queries; every token may attend to itself.
     """
-    same_block = layout.block_ids[:, None] == layout.block_ids[None, :]
-    visible = (layout.segment_ids[None, :] == layout.segment_ids[:, None]) | (layout.segment_ids[None, :] == 0)
-    distance = layout.positions[:, None] - layout.positions[None, :]
-    allowed = same_block & visible
-    if layout.causal:
+    return visible_pairs(layout.block_ids, layout.segment_ids, layout.positions, causal=layout.causal, window=window)
+
+
+def visible_pairs(blocks: Tensor, segments: Tensor, positions: Tensor, *, causal: bool, window: int | None) -> Tensor:
+    """The rule of `allowed_pairs` over index tensors `[n]`: `[n, n]` bool."""
+    allowed = (segments[None, :] == segments[:, None]) | (segments[None, :] == 0)
+    allowed &= blocks[:, None] == blocks[None, :]
+    distance = positions[:, None] - positions[None, :]
+    if causal:
         allowed &= distance >= 0
     if window is not None:
-        allowed &= (distance if layout.causal else distance.abs()) < window
+        allowed &= (distance if causal else distance.abs()) < window
     return allowed
 
 
 class PackedAttention:
     """What one packed forward hands to every attention layer: the layout, its masks (made once), a call counter."""
 
-    def __init__(self, layout: PackedLayout, backend: str = "reference") -> None:
+    def __init__(self, layout: PackedLayout, backend: str = "blocks") -> None:
         if backend not in BACKENDS:
             raise ValueError(f"unknown packed attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
         self.layout = layout
         self.backend = backend
         self.calls = 0
         self._masks: dict[int | None, Tensor] = {}
+        self._block_sizes: list[int] | None = None
+        self._block_masks: dict[int | None, list[Tensor | None]] = {}
 
     def mask(self, window: int | None) -> Tensor:
         """`[1, 1, N, N]` bool for this window size, built at the first layer that asks and kept for the others."""
         if window not in self._masks:
             self._masks[window] = allowed_pairs(self.layout, window)[None, None]
         return self._masks[window]
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Tokens of every block, in the row's order; one wait for the device in a forward."""
+        if self._block_sizes is None:
+            self._block_sizes = torch.bincount(self.layout.block_ids).tolist()
+        return self._block_sizes
+
+    def block_masks(self, window: int | None) -> list[Tensor | None]:
+        """`[1, 1, n, n]` bool for every block of `n` tokens; None where the block is plainly causal (or plainly full).
+
+        That is a block of one completion without a window: its segments form one text.
+        """
+        if window not in self._block_masks:
+            layout, found = self.layout, list[Tensor | None]()
+            segments = layout.segment_ids.split(self.block_sizes)
+            positions = layout.positions.split(self.block_sizes)
+            several = torch.stack([segment[-1] > 1 for segment in segments]).tolist()
+            for segment, position, has_siblings in zip(segments, positions, several, strict=True):
+                mask = None
+                if has_siblings or window is not None:
+                    same = torch.zeros_like(segment)
+                    mask = visible_pairs(same, segment, position, causal=layout.causal, window=window)[None, None]
+                found.append(mask)
+            self._block_masks[window] = found
+        return self._block_masks[window]
 
 
 def explicit_attention(
@@ -150,7 +182,45 @@ def reference_backend(
     return explicit_attention(query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
 
 
-BACKENDS: dict[str, PackedBackend] = {"reference": reference_backend}
+def block_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention: PackedAttention,
+    *,
+    window: int | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Block after block: time and memory grow with the sum of the squared block sizes, not with the squared row.
+
+    Arguments and result as for `reference_backend`. The row is cut by one `split` (slices would each allocate a whole
+    row of zeros in their backward).
+    """
+    groups = query.shape[1] // key.shape[1]
+    parts = [t.split(attention.block_sizes, dim=2) for t in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    causal = attention.layout.causal
+    outputs = []
+    for q, k, v, mask in zip(*parts, attention.block_masks(window), strict=True):
+        if softcap is None and sinks is None:
+            outputs.append(
+                nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal and mask is None
+                )
+            )
+            continue
+        if mask is None:
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+            mask = mask.tril() if causal else mask
+        outputs.append(
+            explicit_attention(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+        )
+    return torch.cat(outputs, dim=2)
+
+
+BACKENDS: dict[str, PackedBackend] = {"blocks": block_backend, "reference": reference_backend}
 """Ways to compute packed attention, by name; every one must equal `reference_backend`."""
 
 

@@ -43,7 +43,7 @@ def completion_mask(layout: PackedLayout) -> Tensor:
 
 
 def packed_states(
-    model: nn.Module, batch: PackedBatch, *, backend: str = "reference", completion_token_type: int = 0
+    model: nn.Module, batch: PackedBatch, *, backend: str = "blocks", completion_token_type: int = 0
 ) -> Tensor:
     """Last-layer states from one packed forward: a shared prompt goes through the network once, nothing is padded.
 
