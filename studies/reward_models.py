@@ -34,6 +34,7 @@ RECIPE: dict[str, Any] = {
     "records_per_step": 16,
     "keep_best": False,
     "tokens_per_micro_batch": 4096,
+    "window_steps": 8,
     "save_every": 1_000_000,
     "log_every": 50,
     "optimizer": {
@@ -43,7 +44,13 @@ RECIPE: dict[str, Any] = {
         "schedule": "linear",
         "warmup": 0.1,
     },
-    "model": {"aggregation": "mean", "aggregate_over": "text", "max_length": 256, "too_long": "truncate"},
+    "model": {
+        "aggregation": "mean",
+        "aggregate_over": "text",
+        "max_length": 256,
+        "too_long": "truncate",
+        "attn_implementation": "padded",
+    },
 }
 """What every variant starts from; a variant changes one factor of it."""
 

@@ -1,0 +1,38 @@
+"""The built-in world's main job."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from plaudit.configs.base import Config
+
+
+class DemoConfig(Config):
+    """From letters to a small shop to an evaluated reward model: everything is made here, nothing is downloaded."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the report, the data, the models and their metrics; an earlier demo there is replaced."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the world, the models and the training."""
+
+    demonstrations: int = Field(default=1500, ge=20)
+    """Good replies to fine-tune on."""
+    rankings: int = Field(default=900, ge=20)
+    """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
+    test_rankings: int = Field(default=300, ge=20)
+    """Rankings of other prompts, to measure it on."""
+
+    vocabulary: int = Field(default=1600, ge=300)
+    """Entries of the tokenizer that is trained on the world's texts."""
+    hidden_size: int = Field(default=192, ge=16, multiple_of=16)
+    """Width of the decoder, which has heads of width 16 or wider."""
+    layers: int = Field(default=3, ge=1)
+    """Depth of the decoder."""
+    sft_epochs: float = Field(default=2.0, gt=0)
+    """Passes over the demonstrations."""
+    reward_epochs: float = Field(default=2.0, gt=0)
+    """Passes over the rankings."""
+    best_of_prompts: int = Field(default=24, ge=2)
+    """Test prompts that the fine-tuned model answers, to see whether the reward model's favourite is the better one."""
+    best_of: int = Field(default=4, ge=2)
+    """Sampled answers to each of them."""

@@ -1,0 +1,206 @@
+"""The main job on the built-in world: `main(config)` runs the stages below, one after the other.
+
+    world → demonstrations → supervised fine-tuning → rankings → reward model, normalised → evaluation → report
+
+Every stage takes what the earlier ones left in a `DemoRun` and adds to it, so that alignment can join them between
+`reward_model` and `report`.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plaudit.configs.demo import DemoConfig
+from plaudit.configs.evaluate import EvaluateRewardConfig
+from plaudit.configs.reward import RewardTrainingConfig
+from plaudit.configs.sft import SftConfig
+from plaudit.data.io import write_comparisons, write_demonstrations
+from plaudit.data.records import Comparison, Demonstration
+from plaudit.data.vocabulary import train_tokenizer
+from plaudit.demo.best_of import BestOf, best_of_n
+from plaudit.demo.report import write_demo_report
+from plaudit.demo.world import BayesOptimum, World
+from plaudit.evaluation.report import RewardReport
+from plaudit.evaluation.reward import evaluate_reward
+from plaudit.training import reward, sft
+from plaudit.training.messages import say
+from plaudit.training.results import TrainingResult
+
+
+@dataclass
+class DemoRun:
+    """What the stages have made so far.
+
+    Attributes:
+        config: of the demo.
+        world: the letters, the shop and its annotators.
+        demonstrations: good replies, to fine-tune on.
+        train: rankings to learn from.
+        test: rankings of other prompts.
+        optimum: how well the test rankings can be foretold at all.
+        policy: the fine-tuned language model's run.
+        reward_model: the reward model's run.
+        report: its evaluation on the test rankings.
+        best_of: whether the reward model picks better answers out of the policy's own.
+        page: where the report was written.
+        seconds: wall-clock time by stage.
+    """
+
+    config: DemoConfig
+    world: World
+    demonstrations: list[Demonstration] = field(default_factory=list)
+    train: list[Comparison] = field(default_factory=list)
+    test: list[Comparison] = field(default_factory=list)
+    optimum: BayesOptimum | None = None
+    policy: TrainingResult | None = None
+    reward_model: reward.RewardTrainingResult | None = None
+    report: RewardReport | None = None
+    best_of: BestOf | None = None
+    page: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """A file in the demo's folder."""
+        return self.config.output / name
+
+
+def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
+    """Run every stage and write `<output>/report.html`.
+
+    Args:
+        config: sizes and seeds.
+        dry_run: only say what would be done; returns None.
+
+    Returns:
+        Everything that was made.
+
+    Raises:
+        ValueError: if the output folder holds something that is no demo.
+    """
+    if dry_run:
+        say(f"would run {', '.join(STAGES)} in {config.output}: about 2 minutes on 2 cores at the default sizes")
+        return None
+    _clear(config.output)
+    run = DemoRun(config, World(config.seed))
+    for name, stage in STAGES.items():
+        say(f"── {name.replace('_', ' ')}")
+        started = time.perf_counter()
+        stage(run)
+        run.seconds[name] = time.perf_counter() - started
+    run.page = write_demo_report(run)
+    say(f"demo: {sum(run.seconds.values()):.0f} s; open {run.page}")
+    return run
+
+
+def make_world(run: DemoRun) -> None:
+    """Write demonstrations and rankings, train and test on different prompts, and train a tokenizer on them."""
+    config = run.config
+    run.demonstrations = run.world.demonstrations(config.demonstrations)
+    run.train = run.world.comparisons(config.rankings)
+    run.test = run.world.comparisons(config.test_rankings, "test")
+    run.optimum = run.world.bayes_optimum(run.test)
+    write_demonstrations(run.demonstrations, run.file("data/demonstrations.jsonl"))
+    write_comparisons(run.train, run.file("data/train.jsonl"))
+    write_comparisons(run.test, run.file("data/test.jsonl"))
+    texts = [text for d in run.demonstrations for text in (str(d.prompt), d.completion)]
+    texts += [text for c in run.train for text in (str(c.prompt), *c.completions)]
+    train_tokenizer(texts, config.vocabulary).save_pretrained(run.file("tokenizer"))
+    say(
+        f"{len(run.demonstrations)} demonstrations, {len(run.train)} rankings to learn from, {len(run.test)} to test on"
+    )
+
+
+def fine_tune(run: DemoRun) -> None:
+    """Train a small decoder from random weights on the demonstrations."""
+    config = run.config
+    heads = max(1, config.hidden_size // 64)
+    settings = {
+        "model": {
+            "model_type": "llama",
+            "tokenizer": str(run.file("tokenizer")),
+            "backbone_config": {
+                "hidden_size": config.hidden_size,
+                "intermediate_size": 3 * config.hidden_size,
+                "num_hidden_layers": config.layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": heads,
+                "max_position_embeddings": 512,
+                "tie_word_embeddings": True,
+            },
+            "seed": config.seed,
+        },
+        "epochs": config.sft_epochs,
+        "optimizer": {"learning_rate": 2e-3, "warmup": 0.05},
+        **_shared(run, "sft"),
+    }
+    held_out = run.world.demonstrations(max(20, config.demonstrations // 15), "test")
+    result = sft.main(SftConfig.model_validate(settings), train=run.demonstrations, held_out=held_out)
+    assert isinstance(result, TrainingResult)
+    run.policy = result
+
+
+def train_reward_model(run: DemoRun) -> None:
+    """Start from the fine-tuned model, learn from the rankings, and let demonstrations score 0 on average."""
+    assert run.policy is not None
+    settings = {
+        "model": {"backbone": str(run.policy.model_folder), "seed": run.config.seed},
+        "epochs": run.config.reward_epochs,
+        "held_out_fraction": 0.1,
+        "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
+        **_shared(run, "reward"),
+        "records_per_step": 8,
+    }
+    result = reward.main(
+        RewardTrainingConfig.model_validate(settings), train=run.train, demonstrations=run.demonstrations
+    )
+    assert isinstance(result, reward.RewardTrainingResult)
+    run.reward_model = result
+
+
+def evaluate(run: DemoRun) -> None:
+    """Measure the reward model on the test rankings, beside the floors."""
+    assert run.reward_model is not None
+    config = EvaluateRewardConfig(
+        models=(f"reward model={run.reward_model.model_folder}",),
+        data=(str(run.file("data/test.jsonl")),),
+        train_data=(str(run.file("data/train.jsonl")),),
+        output=run.file("evaluation"),
+        seed=run.config.seed,
+    )
+    run.report = evaluate_reward(config)
+
+
+def choose_best(run: DemoRun) -> None:
+    """Let the fine-tuned model answer test prompts and see whether the reward model's favourite is the better one."""
+    assert run.policy is not None
+    assert run.reward_model is not None
+    prompts = run.world.prompts(run.config.best_of_prompts, "test")
+    run.best_of = best_of_n(
+        run.policy.model, run.reward_model.model, prompts, samples=run.config.best_of, seed=run.config.seed
+    )
+
+
+STAGES: dict[str, Callable[[DemoRun], None]] = {
+    "make_world": make_world,
+    "fine_tune": fine_tune,
+    "train_reward_model": train_reward_model,
+    "evaluate": evaluate,
+    "choose_best": choose_best,
+}
+"""Stage by name, in the order in which they run."""
+
+
+def _shared(run: DemoRun, name: str) -> dict[str, object]:
+    return {"output": run.file(name), "seed": run.config.seed, "log_every": 20, "tokens_per_micro_batch": 4096}
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier demo; anything else in the folder is left alone and refused."""
+    marker = output / "data" / "demonstrations.jsonl"
+    if output.exists() and any(output.iterdir()):
+        if not marker.exists():
+            raise ValueError(f"output: {output} holds something that is no demo; name another folder")
+        shutil.rmtree(output)
+    (output / "data").mkdir(parents=True)
