@@ -52,7 +52,7 @@ class SftTrainer:
         """The share of some records in the mean loss per completion token.
 
         Equation: `-(1/W) Σ_i w_i Σ_t log p(y_it | x_i, y_i<t)`, `W = Σ_i w_i n_i` over the whole step, `n_i` the
-        number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are read, not trained on.
+        number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are only read.
 
         Args:
             data: where the records are.
