@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
 from plaudit.data.sources import Row, iterate_rows, parse_line
 from plaudit.evaluation.score_stream import (
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
 
 STANDARD_INPUT = "<stdin>"
+
+_LINE_START = b'{"id": '
 
 CHECKED_ROWS = 4
 """How many rows of an earlier run are scored again, to see that it was the same model."""
@@ -133,7 +135,7 @@ def _open_output(output: Path, *, resume: bool, overwrite: bool) -> IO[bytes]:
     if exists and not (resume or overwrite):
         raise ValueError(f"{output} exists; go on with it (--resume), replace it (--overwrite) or name another file")
     output.parent.mkdir(parents=True, exist_ok=True)
-    return output.open("r+b" if exists and resume else "wb")
+    return output.open("r+b" if exists and resume else "w+b")
 
 
 def _resume(
@@ -146,7 +148,7 @@ def _resume(
     options: dict[str, Any],
 ) -> Iterator[Row]:
     """Skip the rows whose lines are whole windows of the output, and put the file's end behind those lines."""
-    done, end = _whole_windows(file, window_rows)
+    done, end = _whole_windows(file, output, window_rows)
     file.seek(0)
     samples: list[tuple[Row, dict[str, Any]]] = []
     for number in range(1, done + 1):
@@ -168,12 +170,18 @@ def _resume(
     return rows
 
 
-def _whole_windows(file: IO[bytes], window_rows: int) -> tuple[int, int]:
-    """How many complete lines make whole windows, and where in the file the last of them ends."""
+def _whole_windows(file: IO[bytes], output: Path, window_rows: int) -> tuple[int, int]:
+    """How many complete lines make whole windows, and where in the file the last of them ends.
+
+    Every line is looked at, since what follows the whole windows will be cut off: no other file may be.
+    """
     done = end = place = 0
     for number, line in enumerate(file, start=1):
         if not line.endswith(b"\n"):
+            if line[: len(_LINE_START)] != _LINE_START[: len(line)]:
+                _refuse_line(output, number)
             break
+        _parse(line, output, number)
         place += len(line)
         if number % window_rows == 0:
             done, end = number, place
@@ -186,8 +194,12 @@ def _parse(line: bytes, output: Path, number: int) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict) or not ("raw" in value or "error" in value):
-        raise ValueError(f"{output}:{number}: not a line that this command wrote; name another file")
+        _refuse_line(output, number)
     return value
+
+
+def _refuse_line(output: Path, number: int) -> NoReturn:
+    raise ValueError(f"{output}:{number}: not a line that this command wrote; name another file")
 
 
 def _check_same_model(
