@@ -69,6 +69,7 @@ def load_backbone(
     dropout: float = 0.0,
     trust_remote_code: bool = False,
     config: Any = None,
+    variant: str | None = None,
 ) -> nn.Module:
     """A pretrained base model: token states, no vocabulary-sized logits.
 
@@ -78,6 +79,7 @@ def load_backbone(
         dropout: every dropout probability.
         trust_remote_code: whether code in the folder may run.
         config: a configuration to use instead of the one in the folder.
+        variant: the weight files' variant, as transformers names it.
 
     Returns:
         The model, on the CPU, in training mode.
@@ -93,6 +95,7 @@ def load_backbone(
         dtype=DTYPES[dtype],
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        variant=variant,
         **_build_arguments(config),
     )
     missing = sorted(str(key) for key in report["missing_keys"])
@@ -192,7 +195,7 @@ def ensure_pad_token(tokenizer: Any) -> None:
 
 
 def fit_tokenizer(model: nn.Module, tokenizer: Any) -> None:
-    """Make room for every id of the tokenizer and write its pad id into the model's configuration.
+    """Make room for every id of the tokenizer and write its pad id into a decoder's configuration.
 
     Args:
         model: a base model; its embedding grows where the tokenizer has more ids, by the mean of the others.
@@ -202,7 +205,9 @@ def fit_tokenizer(model: nn.Module, tokenizer: Any) -> None:
     rows = plain.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         plain.resize_token_embeddings(len(tokenizer))
-    plain.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    # Decoder classification heads look for the pad id; RoBERTa and its kin would count positions from another one.
+    if is_causal(plain.config):
+        plain.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def longest_text(config: Any, tokenizer: Any) -> int:

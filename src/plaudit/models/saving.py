@@ -6,7 +6,8 @@ Four forms, named in `plaudit.json` under `form`:
   pipelines and servers open it; the bias `b` and the normalisation stand in `plaudit.json`.
 - `native`: somebody else's classification model whose own head reads the states; stored as it came.
 - `own`: any other aggregation. `config.json` names the model type `plaudit_reward_model`, which plain transformers
-  does not know, and the backbone's folder has no `config.json`: nothing can open it with a random head.
+  does not know, and the backbone's weights stand under a name that it does not look for: nothing can open the folder
+  with a random head.
 - `adapter`: adapters beside the name of the backbone they belong to (or the backbone itself where it has no name).
 """
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION = "plaudit.json"
 MODEL_TYPE = "plaudit_reward_model"
+VARIANT = "plaudit"
 _OURS = (
     DESCRIPTION, "config.json", "head.safetensors", "backbone", "adapter",
     "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
@@ -190,7 +192,8 @@ def _save_own(model: "RewardModel", folder: Path, *, adapter: bool) -> None:
         if model.parts.backbone_name is not None:
             return
         plain = _without_adapters(model)
-    plain.save_pretrained(folder / "backbone")
+    # Without the variant's name no class finds the weights, not even one that is named outright.
+    plain.save_pretrained(folder / "backbone", variant=VARIANT)
     (folder / "backbone" / "config.json").rename(folder / "backbone" / "backbone.json")
 
 
@@ -286,7 +289,7 @@ def _load_backbone(folder: Path, form: str, name: str | None, dtype: str, trust_
         return load_backbone(name, dtype=dtype, trust_remote_code=trust_remote_code)
     values = json.loads((inner / "backbone.json").read_text(encoding="utf-8"))
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    return load_backbone(inner, dtype=dtype, trust_remote_code=trust_remote_code, config=config)
+    return load_backbone(inner, dtype=dtype, trust_remote_code=trust_remote_code, config=config, variant=VARIANT)
 
 
 def load_native(name: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> nn.Module:
