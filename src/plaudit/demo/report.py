@@ -153,15 +153,15 @@ def example_section(run: "DemoRun") -> Section:
     """The first test ranking with five or more replies, best reward first."""
     comparison = next((c for c in run.test if len(c.completions) >= 5), run.test[0])
     rewards = _score(run, [str(comparison.prompt)], [list(comparison.completions)])[0]
-    places = {}
+    places: dict[int, int] = {}
     for tier, members in enumerate(getattr(comparison.judgement, "tiers", ())):
         places |= dict.fromkeys(members, tier + 1)
     order = sorted(range(len(rewards)), key=lambda k: -rewards[k])
     rows = [
         (
-            f"{rewards[k]:+.2f}",
-            f"{gold_reward(comparison.prompt, comparison.completions[k]):+.2f}",
-            str(places.get(k, "–")),
+            rewards[k],
+            gold_reward(comparison.prompt, comparison.completions[k]),
+            places.get(k),
             comparison.completions[k],
         )
         for k in order
@@ -182,9 +182,7 @@ def best_of_section(run: "DemoRun") -> Section:
     ]
     place = max(range(len(found.prompts)), key=lambda p: max(found.rewards[p]) - min(found.rewards[p]))
     order = sorted(range(n), key=lambda k: -found.rewards[place][k])
-    answers = [
-        (f"{found.rewards[place][k]:+.2f}", f"{found.gold[place][k]:+.2f}", found.answers[place][k]) for k in order
-    ]
+    answers = [(found.rewards[place][k], found.gold[place][k], found.answers[place][k]) for k in order]
     body = table(("answer", "mean gold reward"), rows) + paragraph("The letter on which the rewards differ most:")
     body += quote(found.prompts[place]) + table(("reward", "gold", "answer of the fine-tuned model"), answers)
     intro = f"The fine-tuned model answered {len(found.prompts)} letters {n} times each; gold was not used to choose."

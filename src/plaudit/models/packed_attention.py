@@ -89,8 +89,8 @@ class PackedAttention:
         """
         if window not in self._block_masks:
             layout, found = self.layout, list[Tensor | None]()
-            segments = layout.segment_ids.split(self.block_sizes)
-            positions = layout.positions.split(self.block_sizes)
+            segments = torch.split(layout.segment_ids, self.block_sizes)
+            positions = torch.split(layout.positions, self.block_sizes)
             several = torch.stack([segment[-1] > 1 for segment in segments]).tolist()
             for segment, position, has_siblings in zip(segments, positions, several, strict=True):
                 mask = None
