@@ -111,8 +111,8 @@ class TrainingConfig(RecordsConfig):
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on held-out records; None: once at the end of every epoch."""
     save_every: int | None = Field(default=None, gt=0)
-    """Steps between checkpoints; None: at the end of every epoch of 50 steps or more (of several shorter ones). The last
-    step and the best are always saved."""
+    """Steps between checkpoints; None: at the end of every epoch of 50 steps or more (of several shorter ones). The
+    last step and the best are always saved."""
     keep_last: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on the disk, beside the best one. Two, so that a damaged one is no
     disaster."""
