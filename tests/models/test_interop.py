@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from plaudit.configs.model import RewardModelConfig
 from plaudit.data.records import Message
+from plaudit.data.vocabulary import train_tokenizer
 from plaudit.models.export import export_reward_model
-from plaudit.models.interop import as_prompt_and_text, trl_reward_function
+from plaudit.models.interop import as_prompt_and_text, text_notes, trl_reward_function
 from plaudit.models.reward_model import RewardModel
 from plaudit.models.scoring import score_groups
-from tests.models.conftest import word_tokenizer
+from tests.models.conftest import ARCHITECTURES, word_tokenizer
 from tests.models.test_saving import build, largest_difference
 
 pytest.importorskip("trl")
@@ -184,6 +187,41 @@ def test_conversations(chatty: tuple[RewardModel, str], tmp_path: Path) -> None:
     one.train()
     log = next(entry for entry in one.state.log_history if "rewards/plaudit_reward/mean" in entry)
     assert math.isfinite(log["rewards/plaudit_reward/mean"])
+
+
+def test_conversations_are_exact_where_the_template_ends_in_the_end_token(tmp_path: Path) -> None:
+    """Plaudit's own tokenizer is of this kind, so its folders are scored rightly by themselves."""
+    texts = ["why is it so good", "yes it is", "the cat sat on the mat"]
+    train_tokenizer(texts, 270).save_pretrained(tmp_path / "tokenizer")
+    sizes = {**ARCHITECTURES["llama"][1], "vocab_size": 270, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    config = RewardModelConfig(model_type="llama", backbone_config=sizes, tokenizer=str(tmp_path / "tokenizer"))
+    model = RewardModel.from_backbone(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    result = export_reward_model(tmp_path / "model", tmp_path / "exported")
+    assert "texts must end in '<|end|>', which other tools do not append" in result.notes
+    assert not any("chat template" in note for note in result.notes)
+    one = trainer(
+        "GRPO",
+        str(tmp_path / "exported"),
+        AutoTokenizer.from_pretrained(tmp_path / "exported"),
+        [[{"role": "user", "content": "why is it so good"}]],
+        tmp_path,
+    )
+    seen = seen_by(
+        one, [[{"role": "user", "content": "why is it so good"}]], [[{"role": "assistant", "content": "yes it is"}]]
+    )
+    assert seen == pytest.approx(model.score(["why is it so good"], [["yes it is"]])[0].raw.tolist(), abs=1e-5)
+
+
+def test_notes_on_texts(chatty: tuple[RewardModel, str], exported: tuple[RewardModel, str], tmp_path: Path) -> None:
+    assert "' go' where an answer ends" in " ".join(text_notes(chatty[0]))
+    assert text_notes(exported[0]) == ["texts must end in '</s>', which other tools do not append"]
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(tmp_path)
+    model = build(str(tmp_path))
+    assert model.text_tokeniser.prompt("the cat")[0] == 1
+    assert "add_special_tokens=False" in " ".join(text_notes(model))
 
 
 def test_texts_conversations_and_cut_off_answers(exported: tuple[RewardModel, str]) -> None:

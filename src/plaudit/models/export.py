@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from plaudit.core.layout import PackedBatch
 from plaudit.data.packing import unpack_rows
+from plaudit.models.interop import text_notes
 from plaudit.models.lora import has_lora, merge_lora
 from plaudit.models.probe import probe_batch
 from plaudit.models.quiet import quiet_loading
@@ -92,7 +93,7 @@ def export_reward_model(
         difference = None
         if opens_plainly:
             difference, more = _check_plain(model, staged)
-            notes += more
+            notes += more + text_notes(model)
         else:
             _check_refused(staged)
         _move(staged, out)

@@ -1,4 +1,4 @@
-"""Reward functions with the field's signature `f(prompts, completions, **columns) -> list[float | None]`."""
+"""What other tools need to score as Plaudit does: reward functions, and what texts must look like."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -118,3 +118,33 @@ def _content(content: Any) -> str:
     if isinstance(content, list) and all(part.get("type") == "text" for part in content):
         return "".join(str(part["text"]) for part in content)
     raise ValueError(f"a turn holds {str(content)[:80]!r}; expected text (images are not scored)")
+
+
+def text_notes(model: "RewardModel") -> list[str]:
+    """What whoever hands texts to plain tools must know, in sentences; empty for encoders.
+
+    Tools read the score at the rightmost token that is not padding. They add no end token, some add a bos token that
+    the text has already, and what a chat template writes behind its end token is where they would read.
+    """
+    end = model.text_tokeniser.end_token
+    if end is None:
+        return []
+    notes = [f"texts must end in {end!r}, which other tools do not append"]
+    block = model.text_tokeniser.group("a", ["b"]).blocks[0]
+    ids = block.prefix + block.completions[0]
+    text = model.tokenizer.decode(ids)
+    if list(model.tokenizer(text)["input_ids"]) != ids:
+        if list(model.tokenizer(text, add_special_tokens=False)["input_ids"]) == ids:
+            notes.append("rendered texts hold every special token already: tokenise them with add_special_tokens=False")
+        else:
+            notes.append("this tokenizer reads rendered texts differently from prompt and completion apart: pass ids")
+    if model.text_tokeniser.template == "chat":
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        rendered = str(model.tokenizer.apply_chat_template(turns, tokenize=False))
+        if not rendered.endswith(end):
+            behind = rendered[rendered.rfind(end) + len(end) :] if end in rendered else "no end token"
+            notes.append(
+                f"its chat template writes {behind!r} where an answer ends, and tools that render conversations by "
+                "themselves read there: use plaudit.models.interop.trl_reward_function"
+            )
+    return notes
