@@ -62,6 +62,7 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
     "pairwise, attention": {"loss": "pairwise", "model": {"aggregation": "attention"}},
     "pairwise, last token": {"loss": "pairwise", "model": {"aggregation": "last", "aggregate_over": "completion"}},
 }
+DROPOUT: dict[str, dict[str, Any]] = {"pairwise, dropout .1": {"loss": "pairwise", "model": {"dropout": 0.1}}}
 CENTRED: dict[str, dict[str, Any]] = {"pairwise, centred .01": {"loss": "pairwise", "centring": 0.01}}
 
 
@@ -81,7 +82,7 @@ class Study:
 STUDIES = {
     "hh": Study(
         "hh_harmless_base/train.jsonl.gz",
-        {"pairwise": LOSSES["pairwise"], **AGGREGATIONS, **CENTRED},
+        {"pairwise": LOSSES["pairwise"], **DROPOUT, **AGGREGATIONS, **CENTRED},
     ),
     "wmt_mqm": Study(
         "wmt_mqm/rankings_ende.jsonl.gz",

@@ -1,0 +1,82 @@
+"""The demo end to end at a small size: every stage's output is there and says what it should."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from plaudit.configs.demo import DemoConfig
+from plaudit.data.io import read_comparisons
+from plaudit.demo.best_of import BestOf
+from plaudit.demo.pipeline import STAGES, DemoRun, main
+from plaudit.models.reward_model import RewardModel
+
+SMALL = {
+    "demonstrations": 60,
+    "rankings": 40,
+    "test_rankings": 20,
+    "vocabulary": 500,
+    "hidden_size": 32,
+    "layers": 1,
+    "sft_epochs": 1.0,
+    "reward_epochs": 1.0,
+    "best_of_prompts": 2,
+    "best_of": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    found = main(DemoConfig(output=tmp_path_factory.mktemp("demo") / "run", **SMALL))
+    assert found is not None
+    return found
+
+
+def test_every_stage_ran_and_the_summary_holds_the_numbers_of_the_report(run: DemoRun) -> None:
+    assert list(run.seconds) == list(STAGES)
+    summary = json.loads(run.file("summary.json").read_text())
+    assert run.report is not None
+    assert run.optimum is not None
+    assert summary["accuracy"] == run.report.models[0].metrics["accuracy"].value
+    assert summary["bayes_optimal_accuracy"] == run.optimum.accuracy
+    assert set(summary["floors"]) == {"length", "bag_of_words"}
+    assert 0.7 < summary["bayes_optimal_accuracy"] < 1
+
+
+def test_the_page_is_whole_and_self_contained(run: DemoRun) -> None:
+    assert run.page is not None
+    page = run.page.read_text()
+    for title in ("How good is it?", "One letter and its replies", "Does it pick better answers?", "What it took"):
+        assert title in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\((?!#)""", page)
+    assert run.file("accuracy.png").stat().st_size > 5_000
+
+
+def test_demonstrations_score_zero_on_average_with_the_saved_model(run: DemoRun) -> None:
+    assert run.reward_model is not None
+    model = RewardModel.from_pretrained(run.reward_model.model_folder)  # type: ignore[arg-type]
+    scored = model.score([d.prompt for d in run.demonstrations], [[d.completion] for d in run.demonstrations])
+    assert sum(float(result.normalised[0]) for result in scored) / len(scored) == pytest.approx(0, abs=1e-4)
+    assert math.sqrt(sum(float(r.raw[0]) ** 2 for r in scored) / len(scored)) > 1e-3
+
+
+def test_no_prompt_is_on_both_sides(run: DemoRun) -> None:
+    train, test = (read_comparisons(run.file(f"data/{name}.jsonl")).records for name in ("train", "test"))
+    assert (len(train), len(test)) == (40, 20)
+    assert not {c.prompt for c in train} & {c.prompt for c in test}
+
+
+def test_a_second_demo_replaces_the_first_and_other_folders_are_refused(run: DemoRun, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("do not delete")
+    with pytest.raises(ValueError, match="no demo"):
+        main(DemoConfig(output=tmp_path, **SMALL))
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_best_of_means_by_hand() -> None:
+    found = BestOf(["a", "b"], [["x", "y"], ["u", "v"]], [[0.1, 0.2], [3.0, -1.0]], [[5.0, 1.0], [2.0, 4.0]])
+    assert found.mean_gold == 3.0
+    assert found.chosen_gold == (1.0 + 2.0) / 2
+    assert found.best_gold == (5.0 + 4.0) / 2
