@@ -183,7 +183,9 @@ def test_a_window_of_long_rows_ends_early(model: RewardModel) -> None:
     assert max(sizes) < 8
 
 
-@pytest.mark.parametrize("cut", ["0", "in line 1", "behind 3", "in line 5", "behind 8", "whole", "behind a refusal"])
+@pytest.mark.parametrize(
+    "cut", ["0", "in line 1", "behind 3", "in line 5", "behind 8", "whole", "behind a refusal", "a longer tail"]
+)
 def test_resuming_gives_the_same_bytes(model: RewardModel, cut: str, tmp_path: Path) -> None:
     """Cut anywhere, as a kill does; nothing is lost, nothing comes twice, and every byte is the same."""
     values = [ROWS[0] | {"id": f"row {n}"} if n % 3 else ROWS[1] | {"id": n} for n in range(11)]
@@ -199,7 +201,9 @@ def test_resuming_gives_the_same_bytes(model: RewardModel, cut: str, tmp_path: P
     score_job(model, stream(values), output=whole, **options)
     lines = whole.read_bytes().splitlines(keepends=True)
     assert len(lines) == 11
-    if cut != "behind a refusal":
+    if cut == "a longer tail":
+        part.write_bytes(b"".join(lines[:5]) + b'{"id": "' + b"x" * 9999)
+    elif cut != "behind a refusal":
         kind, number = cut.rsplit(" ", 1) if " " in cut else ("behind", "11" if cut == "whole" else "0")
         kept = b"".join(lines[: int(number)])
         part.write_bytes(kept[:-9] if kind == "in line" else kept)
