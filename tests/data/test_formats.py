@@ -8,7 +8,7 @@ import pytest
 from plaudit.configs.data import ColumnsConfig
 from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS
 from plaudit.data.io import read_comparisons, read_demonstrations
-from plaudit.data.records import Best, Judgement, Labels, Message, Ranking, RecordError, Scores
+from plaudit.data.records import Best, Judgement, Labels, Message, Ranking, Ratings, RecordError, Scores
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLES = dict(re.findall(r"<!-- example: ([\w-]+) -->\n```\w+\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
@@ -104,6 +104,8 @@ def refused(tmp_path: Path, text: str, ending: str = "jsonl", columns: ColumnsCo
         ('{"prompt": "q", "chosen": [], "rejected": ["a"]}', "wrong type", "chosen"),
         ('{"chosen": "good", "rejected": "bad"}', "no shared beginning", "prompt"),
         ('{"prompt": "q", "completion": "a", "label": "perhaps"}', "wrong type", "label"),
+        ('{"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -100}',
+         "strength out of range", "preference_strength"),
         ('{"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}', "unknown label", "labels"),
     ],
 )  # fmt: skip
@@ -126,6 +128,33 @@ def test_shared_history_becomes_the_prompt(tmp_path: Path) -> None:
     assert (one.prompt, one.completions) == ("Question: why? Answer:", ("because", "no"))
     assert (two.prompt, two.completions) == ((Message("user", "q"),), ("a", "b"))
     assert (three.prompt, three.completions) == ((Message("system", "s"), Message("user", "q")), ("a", "b"))
+
+
+def test_several_turns_of_helpsteer_2_become_messages(tmp_path: Path) -> None:
+    prompt = "Hi\\nthere\\n<extra_id_1>Assistant\\nHello!\\n\\nYes?\\n<extra_id_1>User\\nWhy?"
+    turns = (Message("user", "Hi\nthere"), Message("assistant", "Hello!\n\nYes?"), Message("user", "Why?"))
+    rows = [f'{{"prompt": "{prompt}", "response": "{text}", "helpfulness": 1}}' for text in "ab"]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows), "utf-8")
+    assert [r.prompt for r in read_comparisons(tmp_path / "x.jsonl").records] == [turns]
+    row = f'{{"prompt": "{prompt}", "response_1": "a", "response_2": "b", "preference_strength": 1}}'
+    (tmp_path / "x.jsonl").write_text(row, "utf-8")
+    assert [(r.prompt, r.judgement) for r in read_comparisons(tmp_path / "x.jsonl").records] == [(turns, SECOND)]
+
+
+def test_what_has_no_rating_in_ultrafeedback_is_unjudged(tmp_path: Path) -> None:
+    row = (
+        '{"instruction": "q", "completions": [{"response": "a", "annotations": {"honesty": null, "helpfulness": '
+        '{"Rating": "5"}}}, {"response": "b", "annotations": {"honesty": {"Rating": "3"}, "helpfulness": null}}]}'
+    )
+    (tmp_path / "x.jsonl").write_text(row, "utf-8")
+    (record,) = read_comparisons(tmp_path / "x.jsonl").records
+    assert record.judgement == Ratings({"honesty": (None, 3.0), "helpfulness": (5.0, None)})
+
+
+def test_the_fault_of_a_row_in_a_group_is_told_at_its_line(tmp_path: Path) -> None:
+    rows = [f'{{"prompt": "p", "response": "{text}", "helpfulness": 1}}' for text in ("a", "b", "")]
+    error = refused(tmp_path, "\n".join(rows))
+    assert (error.place, error.key) == (f"{tmp_path / 'x.jsonl'}:3", "response")
 
 
 def test_rows_of_a_group_are_used_or_refused_together(tmp_path: Path) -> None:

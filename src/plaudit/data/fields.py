@@ -11,6 +11,7 @@ from typing import Any
 from plaudit.data.records import Message, Prompt, Ranking, RecordError
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
+STEERLM_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
@@ -156,6 +157,19 @@ def transcript_prompt(text: str, key: str = "prompt") -> tuple[Message, ...]:
     """The turns of a transcript that is to be answered; a trailing, empty `Assistant:` is dropped."""
     turns = transcript_turns(text, key)
     return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
+
+
+def steerlm_prompt(text: str) -> Prompt:
+    """A HelpSteer 2 prompt: several turns stand in one text between `<extra_id_1>Assistant` and `<extra_id_1>User`.
+
+    A prompt of one turn stays the text it is.
+    """
+    first, *rest = STEERLM_TURN.split(text)
+    if not rest:
+        return text
+    turns = zip(rest[::2], rest[1::2], strict=True)
+    later = tuple(Message("user" if name == "User" else "assistant", content) for name, content in turns)
+    return (Message("user", first), *later) if first else later
 
 
 def split_transcript(text: str, key: str) -> tuple[str, tuple[Message, ...], str]:

@@ -13,12 +13,14 @@ from plaudit.data.fields import (
     optional_text,
     prompt_of,
     show,
+    steerlm_prompt,
     text_of,
     tiers_from_ranks,
 )
 from plaudit.data.formats_pairs import post_of
 from plaudit.data.native import comparison_from_json
 from plaudit.data.records import Comparison, Judgement, Labels, Message, Ratings, RecordError, Scores
+from plaudit.data.validation import check_text
 
 Row = Mapping[str, Any]
 Grouped = tuple[list[Comparison], dict[int, RecordError]]
@@ -141,8 +143,9 @@ def read_helpsteer2(rows: Sequence[Row]) -> Grouped:
     prompt = None
     for index, row in enumerate(rows):
         try:
-            prompt = prompt_of(need(row, "prompt", "text"))
+            prompt = steerlm_prompt(text_of(row, "prompt"))
             text, values = text_of(row, "response"), [optional_number(row, name) for name in columns]
+            check_text(text, "response", "completion")
         except RecordError as error:
             faults[index] = error
             continue
@@ -162,7 +165,8 @@ def read_summary_axes(row: Row) -> list[Comparison]:
     ratings = {str(name): (optional_number(axes, name, "summary.axes."),) for name in axes}
     return [
         Comparison(prompt=post_of(row), completions=(text_of(summary, "text", "summary."),), judgement=Ratings(ratings),
-                   annotator=optional_text(row, "worker"), subset=optional_text(row, "batch"))
+                   annotator=optional_text(row, "worker"), subset=optional_text(row, "batch"),
+                   group=optional_text(object_of(row["info"], "info"), "id"))
     ]  # fmt: skip
 
 
@@ -217,6 +221,8 @@ def _entry_judgement(entries: Sequence[Row]) -> Judgement:
 
 
 def _aspect(value: object, key: str) -> float | None:
+    if value is None:
+        return None
     rating = object_of(value, key).get("Rating")
     if rating is None or rating == "N/A":
         return None

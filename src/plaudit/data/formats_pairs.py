@@ -18,6 +18,7 @@ from plaudit.data.fields import (
     prompt_of,
     show,
     split_transcript,
+    steerlm_prompt,
     text_of,
 )
 from plaudit.data.records import Best, Comparison, Labels, Message, Prompt, Ranking, RecordError
@@ -26,6 +27,8 @@ from plaudit.data.validation import check_text
 Row = Mapping[str, Any]
 
 CHOSEN_FIRST = Ranking(((0,), (1,)))
+#: Of HelpSteer's strengths; what lies beyond is a code for something else, and would make an absurd margin.
+MAX_STRENGTH = 3
 
 
 def read_hh(row: Row) -> list[Comparison]:
@@ -157,7 +160,8 @@ def post_of(row: Row) -> str:
 def read_helpsteer_preference(row: Row) -> list[Comparison]:
     """HelpSteer 2 preference: strength -3..3, below 0 the first response is better; |strength| is the margin."""
     completions = (text_of(row, "response_1"), text_of(row, "response_2"))
-    return [_by_strength(_prompt(row), completions, number_of(row, "preference_strength"), "preference_strength")]
+    prompt = steerlm_prompt(text_of(row, "prompt"))
+    return [_by_strength(prompt, completions, number_of(row, "preference_strength"), "preference_strength")]
 
 
 def read_helpsteer3(row: Row) -> list[Comparison]:
@@ -191,6 +195,8 @@ def _by_strength(
     prompt: Prompt, completions: tuple[str, str], strength: float, key: str, annotator: str | None = None
 ) -> Comparison:
     ranking = _finite(-strength, key)
+    if abs(strength) > MAX_STRENGTH:
+        raise RecordError("strength out of range", key=key, problem=show(strength), expected="a strength from -3 to 3")
     margin = abs(strength) if strength != 0 else None
     return Comparison(prompt=prompt, completions=completions, judgement=ranking, margin=margin, annotator=annotator)
 
