@@ -43,6 +43,18 @@ def test_what_cannot_be_joined_stays() -> None:
     assert len(judged(make("ab", Best(0)), make("ab", Scores((1.0, 2.0))), make("ab", Best(1)))) == 2
 
 
+def test_nobody_votes_against_what_was_not_judged() -> None:
+    partial = [make("abc", Ranking(((0,), (1,)))), make("abc", Ranking(((1,), (0,))))]
+    assert judged(*partial, make("abc", Best(2)), make("abc", Best(0))) == [
+        partial[0].judgement, partial[1].judgement, Votes((1.0, 0.0, 1.0)),
+    ]  # fmt: skip
+
+
+def test_other_images_are_another_prompt() -> None:
+    apart = [make("ab", Best(0), images=("cat.png",)), make("ab", Best(1), images=("dog.png",))]
+    assert merge_annotators(apart) == apart
+
+
 def test_margins_that_agree_are_kept() -> None:
     same = merge_annotators([make("ab", Best(0), margin=1.0), make("ab", Best(0), margin=1.0)])
     assert same[0].margin == 1.0

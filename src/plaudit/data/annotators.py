@@ -16,7 +16,7 @@ from plaudit.data.records import (
     tiers_of,
 )
 
-Key = tuple[Prompt, frozenset[str], str]
+Key = tuple[Prompt, tuple[str, ...], frozenset[str], str]
 
 
 def merge_annotators(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -26,16 +26,18 @@ def merge_annotators(comparisons: Sequence[Comparison]) -> list[Comparison]:
     where several are tied at the top; votes count as they are. Scores and ratings become weighted means over those
     who judged a completion. Labels become the weighted majority; an even split is unjudged.
     Judgements of different kinds (relative, scores, labels, ratings) are not mixed: each kind gives its own
-    comparison. A comparison that stands alone stays as it is, and so do those whose sum would say nothing (labels
-    that all split evenly, weights of 0). The joined comparison stands in the place of its first,
+    comparison. A comparison that stands alone stays as it is, and so do rankings that leave completions unjudged (votes
+    would make losers of those) and those whose sum would say nothing (labels that all split evenly, weights of 0).
+    Other images are another prompt. The joined comparison stands in the place of its first,
     keeps that one's order, id, group and subset, has no annotator and weight 1; a margin is kept where all agree.
 
     Note that votes keep of a long ranking only who won; keep annotators apart to learn from whole rankings.
     """
-    found: dict[Key, list[Comparison]] = {}
-    for comparison in comparisons:
-        key = (comparison.prompt, frozenset(comparison.completions), _kind(comparison.judgement))
-        found.setdefault(key, []).append(comparison)
+    found: dict[Key | int, list[Comparison]] = {}
+    for place, comparison in enumerate(comparisons):
+        texts = frozenset(comparison.completions)
+        key = (comparison.prompt, comparison.images, texts, _kind(comparison.judgement))
+        found.setdefault(place if _leaves_some_unjudged(comparison) else key, []).append(comparison)
     merged: list[Comparison] = []
     for members in found.values():
         joined = _merge(members) if len(members) > 1 else members[0]
@@ -45,6 +47,11 @@ def merge_annotators(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _kind(judgement: Judgement) -> str:
     return "relative" if isinstance(judgement, Ranking | Best | Votes) else type(judgement).__name__
+
+
+def _leaves_some_unjudged(comparison: Comparison) -> bool:
+    judgement = comparison.judgement
+    return isinstance(judgement, Ranking) and sum(map(len, judgement.tiers)) < len(comparison.completions)
 
 
 def _is_blank(judgement: Judgement) -> bool:
