@@ -5,6 +5,7 @@ import pytest
 from plaudit.data.records import (
     Best,
     Comparison,
+    Demonstration,
     Judgement,
     Labels,
     Message,
@@ -20,7 +21,7 @@ from plaudit.data.records import (
     tied_pairs,
     tiers_of,
 )
-from plaudit.data.validation import validate_comparison
+from plaudit.data.validation import validate_comparison, validate_demonstration
 
 
 def make(judgement: Judgement, count: int = 4, **keys: object) -> Comparison:
@@ -83,6 +84,10 @@ def test_prompt_texts() -> None:
         (make(Ratings({"x": (1.0,)})), "judgement does not cover the completions", "ratings.x"),
         (make(Best(0), weight=-1.0), "weight below 0", "weight"),
         (make(Best(0), margin=math.inf), "not a finite number", "margin"),
+        (make(Best(0), annotator="\ud800"), "lone surrogate", "annotator"),
+        (make(Best(0), id=7), "wrong type", "id"),
+        (make(Best(0), images=("cat.png", 1)), "wrong type", "images[1]"),
+        (make(Ratings({"\ud800": (1.0,) * 4})), "lone surrogate", "ratings.'\\ud800'"),
         (Comparison(prompt="q", completions=("a", " \n"), judgement=Best(0)), "empty completion", "completions[1]"),
         (Comparison(prompt="q", completions=("a", "a"), judgement=Best(0)), "identical completions", "completions[1]"),
         (Comparison(prompt=" ", completions=("a", "b"), judgement=Best(0)), "empty prompt", "prompt"),
@@ -100,6 +105,20 @@ def test_what_does_not_hold_is_named(comparison: Comparison, reason: str, key: s
         validate_comparison(comparison)
     assert (caught.value.reason, caught.value.key) == (reason, key)
     assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("demonstration", "reason", "key"),
+    [
+        (Demonstration(prompt="q", completion="a", weight=-1.0), "weight below 0", "weight"),
+        (Demonstration(prompt="q", completion="a", group="\ud800"), "lone surrogate", "group"),
+        (Demonstration(prompt="q", completion=" "), "empty completion", "completion"),
+    ],
+)
+def test_demonstrations_that_do_not_hold_are_named(demonstration: Demonstration, reason: str, key: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        validate_demonstration(demonstration)
+    assert (caught.value.reason, caught.value.key) == (reason, key)
 
 
 def test_absolute_judgements_of_one_completion_hold() -> None:

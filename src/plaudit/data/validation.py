@@ -26,7 +26,7 @@ def validate_comparison(comparison: Comparison) -> None:
     Raises:
         RecordError: naming the key, what stood there and what was expected: prompt and completions are non-empty text
             without lone surrogates, completions differ, the judgement covers K completions (K ≥ 2 for rankings, picks
-            and votes), numbers are finite, weight ≥ 0.
+            and votes), numbers are finite, weight ≥ 0, names and images are text that a file can hold.
     """
     check_prompt(comparison.prompt)
     completions: object = comparison.completions
@@ -43,18 +43,20 @@ def validate_comparison(comparison: Comparison) -> None:
             expected="completions that differ (a text cannot be better than itself)",
         )
     _check_judgement(comparison.judgement, len(completions))
-    _check_number(comparison.weight, "weight", "a finite number ≥ 0")
-    if comparison.weight < 0:
-        raise RecordError("weight below 0", key="weight", problem=repr(comparison.weight), expected="a number ≥ 0")
+    _check_weight(comparison.weight)
     if comparison.margin is not None:
         _check_number(comparison.margin, "margin", "a finite number")
+    _check_names(comparison, ("id", "annotator", "group", "subset"))
+    for index, image in enumerate(comparison.images):
+        check_text(image, f"images[{index}]", "image")
 
 
 def validate_demonstration(demonstration: Demonstration) -> None:
     """Check prompt, completion and weight of a demonstration; raises `RecordError` like `validate_comparison`."""
     check_prompt(demonstration.prompt)
     check_text(demonstration.completion, "completion", "completion")
-    _check_number(demonstration.weight, "weight", "a finite number ≥ 0")
+    _check_weight(demonstration.weight)
+    _check_names(demonstration, ("id", "group"))
 
 
 def check_prompt(prompt: Prompt) -> None:
@@ -101,6 +103,18 @@ def check_text(text: object, key: str, name: str, *, empty: bool = False) -> Non
             ) from None
 
 
+def _check_weight(weight: float) -> None:
+    _check_number(weight, "weight", "a finite number ≥ 0")
+    if weight < 0:
+        raise RecordError("weight below 0", key="weight", problem=repr(weight), expected="a number ≥ 0")
+
+
+def _check_names(record: Comparison | Demonstration, keys: Sequence[str]) -> None:
+    for key in keys:
+        if getattr(record, key) is not None:
+            check_text(getattr(record, key), key, key, empty=True)
+
+
 def _check_judgement(judgement: Judgement, num_completions: int) -> None:
     if isinstance(judgement, Ranking | Best | Votes) and num_completions < 2:
         raise RecordError(
@@ -132,6 +146,7 @@ def _check_judgement(judgement: Judgement, num_completions: int) -> None:
             if not isinstance(attributes, Mapping) or not attributes:
                 raise RecordError("wrong type", key="ratings", problem=_show(attributes), expected="named lists")
             for name, ratings in attributes.items():
+                check_text(name, f"ratings.{name!a}", "attribute")
                 _check_values(ratings, f"ratings.{name}", num_completions, allow_empty=True)
             _check_any([value for ratings in attributes.values() for value in ratings], "ratings")
         case _:
