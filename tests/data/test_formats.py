@@ -173,6 +173,13 @@ def test_rows_of_a_group_are_used_or_refused_together(tmp_path: Path) -> None:
     assert dict(result.refused) == {"missing key": 1, "identical completions": 2}
 
 
+def test_a_row_without_any_judgement_in_it_is_not_called_used(tmp_path: Path) -> None:
+    row = '{"context": "q", "response1": "a", "response2": "b", "individual_preference": []}'
+    (tmp_path / "x.jsonl").write_text(row, "utf-8")
+    result = read_comparisons(tmp_path / "x.jsonl")
+    assert (result.read, result.used, dict(result.refused)) == (1, 0, {"nothing to compare": 1})
+
+
 def test_messages_without_ranked_siblings_never_stop_a_run(tmp_path: Path) -> None:
     lone = EXAMPLES["oasst-messages"].splitlines()[:2]
     orphan = '{"message_id": "m9", "parent_id": "gone", "message_tree_id": "u", "role": "assistant", "text": "x"}'
@@ -187,7 +194,6 @@ def test_messages_without_ranked_siblings_never_stop_a_run(tmp_path: Path) -> No
 def test_tables_with_names_of_their_own(tmp_path: Path) -> None:
     columns = ColumnsConfig(prompt="frage", completions=("links", "rechts"), choice="besser",
                             choices={"1": "links", "2": "rechts", "0": "tie"})  # fmt: skip
-    (tmp_path / "x.csv").write_text("frage;\n", "utf-8")
     (tmp_path / "x.tsv").write_text("frage\tlinks\trechts\tbesser\nq\ta\tb\t2\nq\ta\tb\t0\nq\ta\tb\tlinks\n", "utf-8")
     assert [r.judgement for r in read_comparisons(tmp_path / "x.tsv", columns=columns).records] == [SECOND, TIE, FIRST]
     error = refused(tmp_path, "frage,links,rechts,besser\nq,a,b,3\n", "csv", columns)
@@ -214,6 +220,22 @@ def test_csv_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("prompt,prompt\n1,2\n", "utf-8")
     with pytest.raises(ValueError, match="'prompt' stands there twice"):
         read_comparisons(tmp_path / "x.csv")
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    for mark in (";", "\t"):
+        lines = [mark.join(["prompt", "answer_a", "answer_b", "choice"]), mark.join(['"q, r"', '"x,\ny"', "z", "b"])]
+        (tmp_path / "x.csv").write_text("\n".join(lines), "utf-8")
+        (record,) = read_comparisons(tmp_path / "x.csv").records
+        assert (record.prompt, record.completions, record.judgement) == ("q, r", ("x,\ny", "z"), SECOND)
+    (tmp_path / "x.csv").write_text("prompt,answer_a,answer_b,choice\nq,x,y,a\n", "utf-16")
+    with pytest.raises(ValueError, match=r"x\.csv:1: not UTF-8; .*CSV UTF-8"):
+        read_comparisons(tmp_path / "x.csv")
+
+
+def test_named_columns_and_another_format_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="makes it a table; leave out the format 'hh'"):
+        read_comparisons(example(tmp_path, "hh"), format="hh", columns=ColumnsConfig(choice="x"))
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,8 @@ def test_folders_and_splits(tmp_path: Path) -> None:
     assert read_comparisons(tmp_path, split="test").read == 1
     with pytest.raises(ValueError, match="begins with 'dev'"):
         read_comparisons(tmp_path, split="dev")
+    with pytest.raises(ValueError, match="one file has no split 'test'"):
+        read_comparisons(tmp_path / "test-0.jsonl", split="test")
 
 
 def test_saved_datasets(tmp_path: Path) -> None:
@@ -245,6 +247,10 @@ def test_saved_datasets(tmp_path: Path) -> None:
     assert read_comparisons(tmp_path / "one").records[0].completions == ("a", "b")
     assert read_comparisons(tmp_path / "two").read == 2
     assert read_comparisons(tmp_path / "two", split="test").read == 1
+    with pytest.raises(ValueError, match="no split 'dev'; it has train, test"):
+        read_comparisons(tmp_path / "two", split="dev")
+    with pytest.raises(ValueError, match="no split 'test'; it is one data set"):
+        read_comparisons(tmp_path / "one", split="test")
 
 
 def test_group_and_subset_keys(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from plaudit.configs.data import Annotators, ColumnsConfig, DataConfig, OnError
+from plaudit.configs.base import load_config
+from plaudit.configs.data import Annotators, DataConfig, OnError
 
 
 @Parameter(name="*")
@@ -50,21 +51,22 @@ class Reading:
     def config(self, path: str, refused_file: Path, annotators: Annotators = "apart") -> DataConfig:
         """The configuration that these flags stand for."""
         side = self.refused_file or refused_file
-        return DataConfig(
-            path=path,
-            format=self.format,
-            on_error=self.on_error,
-            refused_file=str(side) if self.on_error == "skip" else None,
-            annotators=annotators,
-            group_key=self.group_key,
-            subset_key=self.subset_key,
-            columns=self.columns(),
-            split=self.split,
-            download=self.download,
-            limit=self.limit,
-        )
+        given = {
+            "path": path,
+            "format": self.format,
+            "on_error": self.on_error,
+            "refused_file": str(side) if self.on_error == "skip" else None,
+            "annotators": annotators,
+            "group_key": self.group_key,
+            "subset_key": self.subset_key,
+            "columns": self.columns(),
+            "split": self.split,
+            "download": self.download,
+            "limit": self.limit,
+        }
+        return load_config(DataConfig, overrides=given)
 
-    def columns(self) -> ColumnsConfig | None:
+    def columns(self) -> dict[str, object] | None:
         """The named columns, or None where none was named."""
         given: dict[str, object] = {
             name: value for name in ("prompt", "choice", "label", "annotator") if (value := getattr(self, name))
@@ -77,14 +79,14 @@ class Reading:
             if not all(sign for _, sign, _ in pairs):
                 raise ValueError(f"--choices {self.choices}: expected value=column pairs, such as 1=answer_a,0=tie")
             given["choices"] = {value.strip(): column.strip() for value, _, column in pairs}
-        return ColumnsConfig.model_validate(given) if given else None
+        return given or None
 
 
 def inspect(
     path: str,
     *,
     html: Path | None = None,
-    json: Path | None = None,
+    json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     floor: bool = True,
     reading: Annotated[Reading | None, Parameter(name="*")] = None,
 ) -> None:

@@ -1,7 +1,9 @@
 """The jobs behind `plaudit data inspect` and `plaudit data convert`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -17,6 +19,9 @@ from plaudit.data.io import (
     write_demonstrations,
 )
 from plaudit.data.native import replacing
+from plaudit.data.records import Comparison, Demonstration
+
+Record = TypeVar("Record", Comparison, Demonstration)
 
 
 def inspect_data(
@@ -52,24 +57,38 @@ def convert_data(config: DataConfig, out: Path, *, demonstrations: bool = False)
     """Read the records of a configuration and write them to `out` in Plaudit's own form; streams unless merging.
 
     Raises:
-        ValueError: from the reader or the writer; then `out` is left as it was.
+        ValueError: from the reader or the writer, for options that mean nothing to demonstrations, or where not one
+            row could be used; then `out` is left as it was.
     """
+    if demonstrations and (config.columns or config.subset_key or config.annotators == "merge"):
+        raise ValueError("demonstrations have no named columns, no subset and no annotators to merge; leave those out")
     settings = config.model_dump(exclude={"columns", "annotators", "path"})
     tally = Tally()
     if demonstrations:
         settings.pop("subset_key")
-        count = write_demonstrations(iter_demonstrations(config.path, **settings, tally=tally), out)
+        count = write_demonstrations(
+            _some(iter_demonstrations(config.path, **settings, tally=tally), config, tally), out
+        )
     elif config.annotators == "merge":
         tally = result = read_data(config)
-        count = write_comparisons(result.records, out)
+        count = write_comparisons(_some(iter(result.records), config, tally), out)
     else:
         records = iter_comparisons(config.path, **settings, columns=config.columns, tally=tally)
-        count = write_comparisons(records, out)
+        count = write_comparisons(_some(records, config, tally), out)
     _keep_or_remove(config.refused_file, tally)
     notes = Console(stderr=True)
     notes.print(f"{tally.summary()}; wrote {count} records to {out}", markup=False, highlight=False, soft_wrap=True)
     _say_refused(config, tally, notes)
     return tally
+
+
+def _some(records: Iterator[Record], config: DataConfig, tally: Tally) -> Iterator[Record]:
+    """The records; refuses to go on with none at all, which would leave an empty file behind."""
+    first = next(records, None)
+    if first is None:
+        raise ValueError(f"{config.path}: no record to write: {tally.summary()}; the first: {tally.problems[0]}")
+    yield first
+    yield from records
 
 
 def _keep_or_remove(refused_file: str | None, tally: Tally) -> None:

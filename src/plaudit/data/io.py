@@ -139,6 +139,8 @@ def iter_comparisons(
     """Like `read_comparisons`, one comparison at a time in constant memory, annotators apart; counts go to `tally`."""
     formats = COMPARISON_FORMATS
     if columns is not None:
+        if format not in (None, "table"):
+            raise ValueError(f"columns are named, which makes it a table; leave out the format {format!r} or the names")
         formats = {"table": replace(formats["table"], read=lambda row: read_table(row, columns), recognise=_always)}
 
     def finish(record: Comparison, row: Mapping[str, Any]) -> Comparison:
@@ -300,6 +302,8 @@ class _Engine(Generic[Record]):
                     raise row.error or RecordError("not a JSON object")
                 value = row.value
                 records = [self.finish(record, value) for record in form.read(value)]
+                if not records:
+                    raise _nothing_to_compare()
             except RecordError as error:
                 self._refuse(row, error)
                 continue
@@ -333,8 +337,7 @@ class _Engine(Generic[Record]):
         except RecordError as error:
             found, records, faults = [], [], dict.fromkeys(range(len(rows)), error)
         if not records and not faults:
-            nothing = RecordError("nothing to compare", expected="two or more judged completions", is_fault=False)
-            faults = dict.fromkeys(range(len(rows)), nothing)
+            faults = dict.fromkeys(range(len(rows)), _nothing_to_compare())
         for index, fault in sorted(faults.items()):
             self._refuse(rows[index], fault)
         self.tally.used += len(rows) - len(faults)
@@ -354,6 +357,10 @@ class _Engine(Generic[Record]):
             told = {"file": row.file, "line": row.line, "reason": error.reason, "key": error.key, "message": str(error)}
             # Escaped, because what is refused may hold half characters that no file can hold.
             self.side.write(json.dumps(told | content, ensure_ascii=True, default=str) + "\n")
+
+
+def _nothing_to_compare() -> RecordError:
+    return RecordError("nothing to compare", expected="two or more judged completions", is_fault=False)
 
 
 def _chained(first: Iterable[Row], rest: Iterable[Row]) -> Iterator[Row]:

@@ -162,6 +162,8 @@ def write_demonstrations(records: Iterable[Demonstration], path: str | Path) -> 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder; name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -30,7 +31,7 @@ class Row:
         line: its line (JSON Lines, CSV) or its number (JSON, Parquet, datasets), from 1.
         value: what stood there, or None where that could not be parsed.
         error: why it could not be parsed.
-        raw: the beginning of the line as it stood there, where it could not be parsed.
+        raw: the line as it stood there, where it could not be parsed.
     """
 
     file: str
@@ -64,6 +65,8 @@ def iterate_rows(path: str | Path, *, split: str | None = None, download: bool =
         for file in files_of(local, split):
             yield from iterate_file(file)
     elif local.exists():
+        if split is not None:
+            raise ValueError(f"{path}: one file has no split '{split}'; give its folder, or leave the split out")
         yield from iterate_file(local)
     elif download:
         yield from _named_dataset(str(path), split)
@@ -104,7 +107,7 @@ def iterate_file(file: Path) -> Iterator[Row]:
     elif kind == ".json":
         yield from _json(file)
     elif kind in (".csv", ".tsv"):
-        yield from _csv(file, "\t" if kind == ".tsv" else ",")
+        yield from _csv(file, "\t" if kind == ".tsv" else None)
     elif kind == ".parquet":
         yield from _parquet(file)
     else:
@@ -177,12 +180,16 @@ def _json(file: Path) -> Iterator[Row]:
         yield _as_row(row, str(file), number)
 
 
-def _csv(file: Path, delimiter: str) -> Iterator[Row]:
+def _csv(file: Path, delimiter: str | None) -> Iterator[Row]:
+    """Rows of a table; without a delimiter, that of the header: a semicolon or tab where it has no comma."""
     csv.field_size_limit(sys.maxsize)
     with open_bytes(file) as stream:
         # Surrogates stand for bytes that are no UTF-8; the row that holds them is refused, not the whole file.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        first = text.readline()
+        if delimiter is None:
+            delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+        reader = csv.reader(chain([first] if first else [], text), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         line = 1
         while True:
@@ -203,6 +210,8 @@ def _csv(file: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _checked_header(cells: list[str], file: Path) -> list[str]:
+    if _has_foreign_bytes(cells):
+        raise ValueError(f"{file}:1: not UTF-8; expected a file in UTF-8 (in Excel, save it as 'CSV UTF-8')")
     header = [cell.strip() for cell in cells]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
@@ -219,11 +228,17 @@ def _csv_row(header: list[str], cells: list[str], file: str, line: int) -> Row:
             place=f"{file}:{line}",
             expected=f"{len(header)}, as in the header (quote cells that hold the delimiter)",
         )
-    elif any(not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell) for cell in cells):
-        problem = RecordError("not UTF-8", expected="a file in UTF-8", place=f"{file}:{line}")
+    elif _has_foreign_bytes(cells):
+        problem = RecordError(
+            "not UTF-8", expected="a file in UTF-8 (in Excel, save it as 'CSV UTF-8')", place=f"{file}:{line}"
+        )
     if problem is not None:
         return Row(file, line, None, problem, ",".join(cells))
     return Row(file, line, dict(zip(header, cells, strict=True)))
+
+
+def _has_foreign_bytes(cells: list[str]) -> bool:
+    return any(not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell) for cell in cells)
 
 
 def _parquet(file: Path) -> Iterator[Row]:
@@ -244,7 +259,10 @@ def _parquet(file: Path) -> Iterator[Row]:
 def _saved_dataset(folder: Path, split: str | None) -> Iterator[Row]:
     import datasets
 
-    yield from _dataset_rows(datasets.load_from_disk(str(folder)), str(folder), split)
+    dataset = datasets.load_from_disk(str(folder))
+    if split is not None and not isinstance(dataset, dict) and str(dataset.split) != split:
+        raise ValueError(f"{folder}: no split '{split}'; it is one data set without splits")
+    yield from _dataset_rows(dataset, str(folder), split)
 
 
 def _named_dataset(name: str, split: str | None) -> Iterator[Row]:
