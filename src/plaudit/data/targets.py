@@ -15,7 +15,6 @@ from plaudit.data.records import (
     Scores,
     Votes,
     rating_totals,
-    tied_pairs,
     tiers_of,
 )
 
@@ -24,14 +23,13 @@ from plaudit.data.records import (
 class PreferenceTargets:
     """Judgements of `P` prompts over `K` slots with `A` named attributes. Masks: True = counts.
 
-    A pick and yes/no labels leave the completions of one class uncompared, yet in one tier: `tied` says which pairs
-    people really called equal.
+    A pick, yes/no labels and votes leave completions uncompared, yet in one tier: a tie in `tiers` is one that people
+    declared only for rankings, scores and ratings (see `records.tied_pairs`).
 
     Attributes:
         mask: `[P, K]` bool, the completion exists.
         judged: `[P, K]` bool, it stands in some tier: somebody judged it.
         tiers: `[P, K]` int64, 0 best; -1 where not judged.
-        tied: `[P, K, K]` bool, True at `[p, i, j]`, `i < j`, for pairs that were judged equal.
         best: `[P]` int64, the slot of the one completion above all others; -1 where there is none.
         votes: `[P, K]` float32, votes as counted; for any other judgement with at least two tiers one vote shared by
             the best tier; else 0.
@@ -46,7 +44,6 @@ class PreferenceTargets:
     mask: Tensor
     judged: Tensor
     tiers: Tensor
-    tied: Tensor
     best: Tensor
     votes: Tensor
     scores: Tensor
@@ -96,7 +93,6 @@ def make_targets(
     shape = (len(comparisons), width)
     mask = np.zeros(shape, bool)
     tiers = np.full(shape, -1, np.int64)
-    tied = np.zeros((*shape, width), bool)
     best = np.full(shape[0], -1, np.int64)
     votes = np.zeros(shape, np.float32)
     scores = np.full(shape, np.nan, np.float32)
@@ -109,8 +105,6 @@ def make_targets(
             for slot in tier:
                 _check_slot(slot, count, row, comparison)
                 tiers[row, slot] = place
-        for first, second in tied_pairs(comparison, tie_threshold):
-            tied[row, first, second] = tiers[row, first] == tiers[row, second]
         if len(ordered) > 1:
             if len(ordered[0]) == 1:
                 best[row] = ordered[0][0]
@@ -125,7 +119,6 @@ def make_targets(
         mask=torch.from_numpy(mask),
         judged=torch.from_numpy(tiers >= 0),
         tiers=torch.from_numpy(tiers),
-        tied=torch.from_numpy(tied),
         best=torch.from_numpy(best),
         votes=torch.from_numpy(votes),
         scores=torch.from_numpy(np.nan_to_num(scores, nan=0.0)),

@@ -27,6 +27,8 @@ from plaudit.data.records import (
 from plaudit.data.targets import PreferenceTargets
 
 ABSOLUTE_LOSSES = frozenset({"regression", "classification"})
+NEVER_TIED = (Best, Votes, Labels)
+"""Judgements in which nobody could call two completions equal."""
 AUTOMATIC: dict[type[Judgement], str] = {
     Ranking: "pairwise",
     Scores: "pairwise",
@@ -48,7 +50,7 @@ def loss_of(comparison: Comparison, config: RewardTrainingConfig) -> str:
     if config.loss == "auto":
         single = isinstance(judgement, Scores) and len(comparison.completions) == 1
         return "regression" if single else AUTOMATIC[type(judgement)]
-    if config.loss in TIE_MODELS and isinstance(judgement, Best | Votes | Labels):
+    if config.loss in TIE_MODELS and isinstance(judgement, NEVER_TIED):
         return "pairwise"
     return config.loss
 
@@ -74,9 +76,13 @@ def why_unusable(comparison: Comparison, config: RewardTrainingConfig) -> str | 
 
 
 def tie_rate(comparisons: Sequence[Comparison], threshold: float) -> float:
-    """Share of judged pairs that people tied, kept within [0.01, 0.9]: where the tie parameter starts."""
-    tied = sum(len(tied_pairs(each, threshold)) for each in comparisons)
-    untied = sum(len(preference_pairs(each, threshold)) for each in comparisons)
+    """Share of judged pairs that people tied, kept within [0.01, 0.9]: where the tie parameter starts.
+
+    Counted where a tie could be said, and where a tie model is used: not in picks, votes and labels (see `loss_of`).
+    """
+    judged = [each for each in comparisons if not isinstance(each.judgement, NEVER_TIED)]
+    tied = sum(len(tied_pairs(each, threshold)) for each in judged)
+    untied = sum(len(preference_pairs(each, threshold)) for each in judged)
     return min(0.9, max(0.01, tied / max(1, tied + untied)))
 
 
@@ -84,11 +90,13 @@ def explode_pairs(comparisons: Sequence[Comparison], threshold: float = 0.0) -> 
     """Every untied pair as a comparison of its own, the record's weight shared equally among its pairs.
 
     The sum of weights, and so the loss over the whole data, is that of the rankings; only what stands together in a
-    step (and how often a completion goes through the network) differs.
+    step (and how often a completion goes through the network) differs. A record without such a pair stays as it is.
     """
     singles: list[Comparison] = []
     for comparison in comparisons:
         pairs = preference_pairs(comparison, threshold)
+        if not pairs:
+            singles.append(comparison)
         for winner, loser in pairs:
             texts = (comparison.completions[winner], comparison.completions[loser])
             name = None if comparison.id is None else f"{comparison.id}#{winner}>{loser}"
