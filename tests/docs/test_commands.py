@@ -4,11 +4,13 @@ A fenced `bash` or `python` block is run as it stands. An HTML comment just abov
 invisible on the page:
 
     <!-- file: answers.csv -->     the block (of any language) is not run but saved as this file
-    <!-- reduced: COMMANDS -->     `make test` runs COMMANDS instead (smaller, same kind); `make test-all` the block
+    <!-- reduced: COMMANDS -->     `make test` runs COMMANDS instead (smaller, same kind)
+    <!-- full: COMMANDS -->        `make test-all` runs COMMANDS instead (the block needs a checkout or a network)
     <!-- tested by: PATH::TEST --> the block is run by that test (it needs a checkout, or a network)
     <!-- exit code: 2 -->          the block is meant to fail with this code
 
-and anywhere in a page `<!-- after: PAGE.md -->` runs that page's blocks first, in the same folder.
+and anywhere in a page `<!-- after: PAGE.md -->` runs that page's blocks first, in the same folder. `make test` starts
+Python once for all of them (`warm.py`); `make test-all` starts every command as a reader would.
 """
 
 import ast
@@ -17,6 +19,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +31,9 @@ from plaudit.cli.app import VERBS, registered_verbs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN_BY = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+BASH = ["bash", "-euo", "pipefail", "-c"]
+COLD = {"bash": BASH, "python": [sys.executable, "-c"]}
+WARM = Path(__file__).with_name("warm.py")
 SECONDS_REDUCED, SECONDS_FULL = 240, 36_000
 
 FENCE = re.compile(
@@ -34,7 +41,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$",
     re.MULTILINE | re.DOTALL,
 )
-COMMENT = re.compile(r"<!--\s*(file|reduced|tested by|exit code):\s*(.*?)\s*-->", re.DOTALL)
+COMMENT = re.compile(r"<!--\s*(file|reduced|full|tested by|exit code):\s*(.*?)\s*-->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Block:
     notes: dict[str, str] = field(default_factory=dict)
 
     def commands(self, *, full: bool) -> str:
-        return self.text if full else self.notes.get("reduced", self.text)
+        return self.notes.get("full" if full else "reduced", self.text)
 
 
 def blocks_of(text: str) -> list[Block]:
@@ -55,7 +62,7 @@ def blocks_of(text: str) -> list[Block]:
     blocks = []
     for found in FENCE.finditer(text):
         notes = dict(COMMENT.findall(found["comments"]))
-        if found["language"] in RUN_BY or "file" in notes:
+        if found["language"] in COLD or "file" in notes:
             body = re.sub(f"^{found['indent']}", "", found["body"], flags=re.MULTILINE)
             line = text.count("\n", 0, found.start("body")) + 1
             blocks.append(Block(found["language"], body, line, notes))
@@ -73,18 +80,60 @@ def missing_verbs(text: str) -> list[str]:
     return sorted(called - set(registered_verbs()))
 
 
-def run_block(block: Block, folder: Path, *, full: bool) -> None:
+@dataclass(frozen=True)
+class Runner:
+    """How commands are started: the program before a block of each language, and the folder of `plaudit`."""
+
+    programs: dict[str, list[str]]
+    binaries: Path
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "COLUMNS": "100"}
+
+
+@pytest.fixture(scope="module")
+def cold() -> Runner:
+    return Runner(COLD, Path(sys.executable).parent)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Runner]:
+    with tempfile.TemporaryDirectory() as folder:
+        address, call = Path(folder) / "socket", [sys.executable, "-IS", str(WARM)]
+        server = subprocess.Popen([sys.executable, str(WARM), "serve", str(address)], env=environment())
+        try:
+            while not address.exists():
+                assert server.poll() is None, "the warm server did not start"
+                time.sleep(0.1)
+            binary = Path(folder) / "bin" / "plaudit"
+            binary.parent.mkdir()
+            binary.write_text(f'#!/bin/sh\nexec "{call[0]}" -IS "{WARM}" plaudit "{address}" "$@"\n')
+            binary.chmod(0o755)
+            yield Runner({"bash": BASH, "python": [*call, "code", str(address)]}, binary.parent)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[Path, Path]:
+    """Page to the folder in which it has run at reduced size, for the pages that come after it."""
+    return {}
+
+
+def run_block(block: Block, folder: Path, runner: Runner, *, full: bool) -> None:
     """Run one block in the folder, or save it there; fails with the block's output."""
     if "file" in block.notes:
         target = folder / block.notes["file"]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(block.text, encoding="utf-8")
         return
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(runner.binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        [*RUN_BY[block.language], block.commands(full=full)],
+        [*runner.programs[block.language], block.commands(full=full)],
         cwd=folder,
-        env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "COLUMNS": "100"},
+        env=environment() | {"PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -97,14 +146,19 @@ def run_block(block: Block, folder: Path, *, full: bool) -> None:
     )
 
 
-def run_page(page: Path, folder: Path, *, full: bool) -> None:
+def run_page(page: Path, folder: Path, runner: Runner, finished: dict[Path, Path], *, full: bool) -> None:
+    """Run a page's blocks in the folder, after those of the pages it builds on (once for all pages that do)."""
     for before in pages_before(page):
-        run_page(before, folder, full=full)
+        if before not in finished:
+            finished[before] = folder.with_name(f"{folder.name}-{before.stem}")
+            finished[before].mkdir()
+            run_page(before, finished[before], runner, finished, full=full)
+        shutil.copytree(finished[before], folder, dirs_exist_ok=True)
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if "tested by" not in block.notes:
             if absent := missing_verbs(block.commands(full=full)):
                 pytest.skip(f"line {block.line}: this version has no `plaudit {absent[0]}`")
-            run_block(block, folder, full=full)
+            run_block(block, folder, runner, full=full)
 
 
 def name_of(page: Path) -> str:
@@ -112,14 +166,17 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_at_reduced_size(page: Path, tmp_path: Path) -> None:
-    run_page(page, tmp_path, full=False)
+def test_commands_at_reduced_size(page: Path, tmp_path: Path, warm: Runner, finished: dict[Path, Path]) -> None:
+    if page in finished:
+        return
+    run_page(page, tmp_path, warm, finished, full=False)
+    finished[page] = tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_in_full(page: Path, tmp_path: Path) -> None:
-    run_page(page, tmp_path, full=True)
+def test_commands_in_full(page: Path, tmp_path: Path, cold: Runner) -> None:
+    run_page(page, tmp_path, cold, {}, full=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -170,15 +227,30 @@ print(open("small").read())
 """
 
 
-def test_blocks_are_read_and_run(tmp_path: Path) -> None:
+def test_blocks_are_read_and_run(tmp_path: Path, cold: Runner) -> None:
     blocks = blocks_of(PAGE)
     assert [block.language for block in blocks] == ["csv", "bash", "bash", "bash", "python"]
     assert blocks[1].line == PAGE[: PAGE.index("false")].count("\n") + 1
     assert blocks[2].text == "test -e small\n"
     for block in blocks:
-        run_block(block, tmp_path, full=False)
+        run_block(block, tmp_path, cold, full=False)
     with pytest.raises(AssertionError, match="exit code 1"):
-        run_block(blocks[1], tmp_path, full=True)
+        run_block(blocks[1], tmp_path, cold, full=True)
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(AssertionError, match=r"line 10: exit code"):
-        run_block(blocks[1], tmp_path, full=False)
+        run_block(blocks[1], tmp_path, cold, full=False)
+
+
+def test_warm_commands_are_like_cold_ones(tmp_path: Path, warm: Runner) -> None:
+    (tmp_path / "in").write_text("{}")
+    run_block(Block("bash", 'plaudit --version | grep -q "[0-9]" && cat in', 1), tmp_path, warm, full=False)
+    run_block(
+        Block("python", "import os, sys\nsys.exit(os.path.exists('in') + 1)", 1, {"exit code": "2"}),
+        tmp_path,
+        warm,
+        full=False,
+    )
+    with pytest.raises(AssertionError, match=r"(?s)exit code 2.*unknown option"):
+        run_block(Block("bash", "plaudit reward --modell x", 1), tmp_path, warm, full=False)
+    with pytest.raises(AssertionError, match="NameError"):
+        run_block(Block("python", "print(missing)", 1), tmp_path, warm, full=False)
