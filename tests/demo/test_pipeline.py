@@ -10,7 +10,7 @@ import pytest
 from plaudit.configs.demo import DemoConfig
 from plaudit.data.io import read_comparisons
 from plaudit.demo.best_of import BestOf
-from plaudit.demo.pipeline import STAGES, DemoRun, main
+from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, headline, main, num_heads
 from plaudit.models.reward_model import RewardModel
 
 SMALL = {
@@ -68,11 +68,34 @@ def test_no_prompt_is_on_both_sides(run: DemoRun) -> None:
     assert not {c.prompt for c in train} & {c.prompt for c in test}
 
 
+def test_the_headline_is_printed_beside_optimum_and_floors(run: DemoRun) -> None:
+    assert run.report is not None
+    assert run.optimum is not None
+    model, floors = run.report.models[0].metrics["accuracy"], {f.name: f.metrics["accuracy"] for f in run.report.floors}
+    line = headline(run)
+    assert f"held-out pair accuracy {100 * model.value:.1f} %" in line
+    assert f"{100 * run.optimum.drawn_accuracy:.1f} % on these labels, {100 * run.optimum.accuracy:.1f} % exp" in line
+    assert f"length {100 * floors['length'].value:.1f} %" in line
+    assert f"bag of words {100 * floors['bag_of_words'].value:.1f} %" in line
+
+
 def test_a_second_demo_replaces_the_first_and_other_folders_are_refused(run: DemoRun, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("do not delete")
+    assert run.file(MARKER).exists()
+    demo, own = tmp_path / "demo", tmp_path / "own"
+    for folder in (demo, own):
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "demonstrations.jsonl").write_text("{}")
+    (demo / MARKER).touch()
+    _clear(demo)
+    assert sorted(path.name for path in demo.rglob("*")) == ["data", MARKER]
     with pytest.raises(ValueError, match="no demo"):
-        main(DemoConfig(output=tmp_path, **SMALL))
-    assert (tmp_path / "mine.txt").exists()
+        main(DemoConfig(output=own, **SMALL))
+    assert (own / "data" / "demonstrations.jsonl").exists()
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (64, 1), (80, 1), (192, 3), (208, 2), (256, 4), (304, 4)])
+def test_heads_divide_the_width(width: int, heads: int) -> None:
+    assert num_heads(width) == heads
 
 
 def test_best_of_means_by_hand() -> None:

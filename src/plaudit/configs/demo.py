@@ -25,7 +25,7 @@ class DemoConfig(Config):
     vocabulary: int = Field(default=1600, ge=300)
     """Entries of the tokenizer that is trained on the world's texts."""
     hidden_size: int = Field(default=192, ge=16, multiple_of=16)
-    """Width of the decoder, which has heads of width 16 or wider."""
+    """Width of the decoder, a multiple of 16; its attention heads are 64 wide or a little wider."""
     layers: int = Field(default=3, ge=1)
     """Depth of the decoder."""
     sft_epochs: float = Field(default=2.0, gt=0)

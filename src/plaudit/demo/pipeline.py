@@ -28,6 +28,9 @@ from plaudit.training import reward, sft
 from plaudit.training.messages import say
 from plaudit.training.results import TrainingResult
 
+MARKER = "made-by-plaudit-demo.txt"
+"""The file by which a folder is known to be a demo's, and nobody's own work."""
+
 
 @dataclass
 class DemoRun:
@@ -90,6 +93,7 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
         stage(run)
         run.seconds[name] = time.perf_counter() - started
     run.page = write_demo_report(run)
+    say(headline(run))
     say(f"demo: {sum(run.seconds.values()):.0f} s; open {run.page}")
     return run
 
@@ -115,7 +119,7 @@ def make_world(run: DemoRun) -> None:
 def fine_tune(run: DemoRun) -> None:
     """Train a small decoder from random weights on the demonstrations."""
     config = run.config
-    heads = max(1, config.hidden_size // 64)
+    heads = num_heads(config.hidden_size)
     settings = {
         "model": {
             "model_type": "llama",
@@ -196,11 +200,36 @@ def _shared(run: DemoRun, name: str) -> dict[str, object]:
     return {"output": run.file(name), "seed": run.config.seed, "log_every": 20, "tokens_per_micro_batch": 4096}
 
 
+def num_heads(hidden_size: int) -> int:
+    """As many attention heads of width 64 or wider as divide a multiple of 16 into even widths; at least one."""
+    return max(
+        heads
+        for heads in range(1, max(1, hidden_size // 64) + 1)
+        if hidden_size % heads == hidden_size // heads % 2 == 0
+    )
+
+
+def headline(run: DemoRun) -> str:
+    """One line: held-out pair accuracy beside the most that the annotators' noise allows, and the floors."""
+    assert run.report is not None
+    assert run.optimum is not None
+    model = run.report.models[0].metrics["accuracy"]
+    floors = ", ".join(
+        f"{f.name.replace('_', ' ')} {100 * f.metrics['accuracy'].value:.1f} %" for f in run.report.floors
+    )
+    return (
+        f"held-out pair accuracy {100 * model.value:.1f} % ({100 * model.low:.1f} to {100 * model.high:.1f}); "
+        f"Bayes optimum of the noisy annotators {100 * run.optimum.drawn_accuracy:.1f} % on these labels, "
+        f"{100 * run.optimum.accuracy:.1f} % expected; floors: {floors}"
+    )
+
+
 def _clear(output: Path) -> None:
-    """Remove an earlier demo; anything else in the folder is left alone and refused."""
-    marker = output / "data" / "demonstrations.jsonl"
+    """Remove an earlier demo, known by its marker; anything else in the folder is left alone and refused."""
+    marker = output / MARKER
     if output.exists() and any(output.iterdir()):
         if not marker.exists():
             raise ValueError(f"output: {output} holds something that is no demo; name another folder")
         shutil.rmtree(output)
     (output / "data").mkdir(parents=True)
+    marker.write_text("Made by plaudit demo, which replaces this whole folder when it runs again.\n", encoding="utf-8")
