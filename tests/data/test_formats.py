@@ -1,5 +1,6 @@
 """Every format is recognised and read; the examples are those of docs/data.md, so that the page cannot be wrong."""
 
+import json
 import re
 from pathlib import Path
 
@@ -171,6 +172,23 @@ def test_rows_of_a_group_are_used_or_refused_together(tmp_path: Path) -> None:
     assert [record.completions for record in result.records] == [("a", "b"), ("alone",)]
     assert (result.read, result.used) == (6, 3)
     assert dict(result.refused) == {"missing key": 1, "identical completions": 2}
+
+
+def test_only_messages_that_stand_in_a_comparison_are_called_used(tmp_path: Path) -> None:
+    def message(name: str, parent: str | None, rank: int | None = None, **more: object) -> str:
+        role = "prompter" if name[0] == "p" else "assistant"
+        return json.dumps({"message_id": name, "parent_id": parent, "message_tree_id": "t", "role": role,
+                           "text": name, "rank": rank, **more})  # fmt: skip
+
+    rows = [
+        message("p1", None), message("a1", "p1", 0), message("a2", "p1", 1), message("a3", "p1", None, deleted=True),
+        message("p2", "a1"), message("a4", "p2", 0),
+        message("p3", "a3"), message("a5", "p3", 0), message("a6", "p3", 1),
+    ]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("\n".join(rows), "utf-8")
+    result = read_comparisons(tmp_path / "x.jsonl")
+    assert [(record.id, record.completions) for record in result.records] == [("p1", ("a1", "a2"))]
+    assert (result.read, result.used, dict(result.refused)) == (9, 3, {"nothing to compare": 6})
 
 
 def test_a_row_without_any_judgement_in_it_is_not_called_used(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ def need(row: Mapping[str, Any], key: str, expected: str, path: str = "") -> Any
     return value
 
 
+def nothing_to_compare() -> RecordError:
+    """What is told of a row that is whole but holds, or belongs to, no judgement; it never stops a run."""
+    return RecordError("nothing to compare", expected="two or more judged completions", is_fault=False)
+
+
 def text_of(row: Mapping[str, Any], key: str, path: str = "") -> str:
     """The text under `key`; refuses anything else."""
     value = need(row, key, "text", path)

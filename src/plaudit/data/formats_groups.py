@@ -7,6 +7,7 @@ from plaudit.data.fields import (
     flag_of,
     list_of,
     need,
+    nothing_to_compare,
     number_of,
     object_of,
     optional_number,
@@ -103,7 +104,10 @@ def read_oasst_tree(row: Row) -> list[Comparison]:
 
 
 def read_oasst_messages(rows: Sequence[Row]) -> Grouped:
-    """OpenAssistant messages, one per row, parents before their replies; all rows of a tree stand together."""
+    """OpenAssistant messages, one per row; all rows of a tree stand together.
+
+    A message is used where it stands in a comparison, as one of the replies or in the history before them.
+    """
     faults: dict[int, RecordError] = {}
     children: dict[str | None, list[int]] = {}
     known: dict[str, int] = {}
@@ -120,19 +124,26 @@ def read_oasst_messages(rows: Sequence[Row]) -> Grouped:
                                       expected="all messages of a tree together") for i in indices}  # fmt: skip
             del children[parent]
     records: list[Comparison] = []
-    stack: list[tuple[int, tuple[Message, ...]]] = [(index, ()) for index in reversed(children.get(None, []))]
+    used: set[int] = set()
+    stack: list[tuple[int, ...]] = [(index,) for index in reversed(children.get(None, []))]
     while stack:
-        index, history = stack.pop()
-        here = (*history, _oasst_turn(rows[index], ""))
+        path = stack.pop()
+        index = path[-1]
+        here = tuple(_oasst_turn(rows[place], "") for place in path)
         below = children.get(text_of(rows[index], "message_id"), [])
         tree = optional_text(rows[index], "message_tree_id")
         replies = [rows[i] for i in below]
         try:
-            records += _oasst_siblings(here, replies, tree, optional_text(rows[index], "message_id"), "")
+            found = _oasst_siblings(here, replies, tree, optional_text(rows[index], "message_id"), "")
         except RecordError as error:
             faults |= dict.fromkeys(below, error)
-        stack += [(i, here) for i in reversed(below)]
-    return records, faults
+            found = []
+        if found:
+            records += found
+            used.update(path, (i for i in below if _is_reply(rows[i])))
+        stack += [(*path, i) for i in reversed(below) if not rows[i].get("deleted")]
+    unused = [index for index in range(len(rows)) if index not in used and index not in faults]
+    return records, faults | dict.fromkeys(unused, nothing_to_compare())
 
 
 def read_helpsteer2(rows: Sequence[Row]) -> Grouped:
@@ -177,10 +188,14 @@ def _oasst_turn(node: Row, path: str) -> Message:
     return Message("user" if role == "prompter" else "assistant", text_of(node, "text", f"{path}."))
 
 
+def _is_reply(message: Row) -> bool:
+    return not message.get("deleted") and message.get("role") == "assistant"
+
+
 def _oasst_siblings(
     history: tuple[Message, ...], replies: Sequence[Row], tree: str | None, parent: str | None, path: str
 ) -> list[Comparison]:
-    kept = [reply for reply in replies if not reply.get("deleted") and reply.get("role") == "assistant"]
+    kept = [reply for reply in replies if _is_reply(reply)]
     ranks = [optional_number(reply, "rank", f"{path}.replies.") for reply in kept]
     if sum(rank is not None for rank in ranks) < 2:
         return []

@@ -16,7 +16,7 @@ from typing import IO, Any, Generic, TypeVar
 
 from plaudit.configs.data import Annotators, ColumnsConfig, DataConfig, OnError
 from plaudit.data.annotators import merge_annotators
-from plaudit.data.fields import look_up, optional_text
+from plaudit.data.fields import look_up, nothing_to_compare, optional_text
 from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS, Format, recognise
 from plaudit.data.formats_table import read_table
 from plaudit.data.native import write_comparisons, write_demonstrations
@@ -303,7 +303,7 @@ class _Engine(Generic[Record]):
                 value = row.value
                 records = [self.finish(record, value) for record in form.read(value)]
                 if not records:
-                    raise _nothing_to_compare()
+                    raise nothing_to_compare()
             except RecordError as error:
                 self._refuse(row, error)
                 continue
@@ -337,7 +337,7 @@ class _Engine(Generic[Record]):
         except RecordError as error:
             found, records, faults = [], [], dict.fromkeys(range(len(rows)), error)
         if not records and not faults:
-            faults = dict.fromkeys(range(len(rows)), _nothing_to_compare())
+            faults = dict.fromkeys(range(len(rows)), nothing_to_compare())
         for index, fault in sorted(faults.items()):
             self._refuse(rows[index], fault)
         self.tally.used += len(rows) - len(faults)
@@ -357,10 +357,6 @@ class _Engine(Generic[Record]):
             told = {"file": row.file, "line": row.line, "reason": error.reason, "key": error.key, "message": str(error)}
             # Escaped, because what is refused may hold half characters that no file can hold.
             self.side.write(json.dumps(told | content, ensure_ascii=True, default=str) + "\n")
-
-
-def _nothing_to_compare() -> RecordError:
-    return RecordError("nothing to compare", expected="two or more judged completions", is_fault=False)
 
 
 def _chained(first: Iterable[Row], rest: Iterable[Row]) -> Iterator[Row]:
