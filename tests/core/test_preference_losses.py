@@ -523,6 +523,16 @@ def test_usable_prompts_know_the_normaliser_before_the_scores():
     assert votes_loss(scores, votes, mask)[1]["num_prompts"] == usable_votes_prompts(votes, mask).sum() <= 20
 
 
+def test_a_pick_without_a_rival_is_no_pick():
+    """One completion alone: its loss would be 0, and would thin out the mean of the others."""
+    scores = torch.zeros(2, 2, dtype=torch.float64)
+    mask = torch.tensor([[True, True], [True, False]])
+    best, votes = torch.tensor([0, 0]), torch.ones(2, 2)
+    assert usable_best_prompts(best, mask).tolist() == usable_votes_prompts(votes, mask).tolist() == [True, False]
+    assert best_of_k_loss(scores, best, mask)[0].item() == pytest.approx(LOG2, abs=1e-12)
+    assert votes_loss(scores, votes, mask)[0].item() == pytest.approx(LOG2, abs=1e-12)
+
+
 def test_a_prompt_weighs_the_same_whatever_its_number_of_pairs():
     """One prompt with 36 pairs beside one with a single pair: the loss is the mean of the two, not of the 37."""
     scores = torch.zeros(2, 9, dtype=torch.float64)
