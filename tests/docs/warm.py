@@ -7,6 +7,7 @@
 The fork takes over the caller's folder, environment and open files, and the caller its exit code.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -14,6 +15,17 @@ import socket
 import sys
 import tempfile
 import traceback
+
+IMPORTED_ONCE = (
+    "plaudit.demo.pipeline",
+    "plaudit.evaluation.score_job",
+    "plaudit.models.export",
+    "datasets",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+)
 
 
 def ask(address: str, kind: str, words: list[str]) -> int:
@@ -28,9 +40,8 @@ def ask(address: str, kind: str, words: list[str]) -> int:
 
 def serve(address: str) -> None:
     """Answer commands, one after the other, until terminated."""
-    import plaudit.demo.pipeline
-    import plaudit.evaluation.score_job
-    import plaudit.models.export  # noqa: F401
+    for name in IMPORTED_ONCE:
+        importlib.import_module(name)
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
