@@ -3,7 +3,6 @@ import math
 import pytest
 
 from plaudit.data.floors import (
-    bag_of_words_floor,
     clustered_rate,
     cross_validated_floor,
     fit_bag_of_words,
@@ -58,7 +57,7 @@ def test_bag_of_words_learns_words_and_gives_one_score_per_completion() -> None:
     assert "thanks" in {word for word, _ in best} | {"thanks for"}
     assert all(weight > 0 for _, weight in best)
     assert all(weight < 0 for _, weight in worst)
-    rate = bag_of_words_floor(train, test)
+    rate = pair_accuracy(test, scores)
     assert rate is not None
     assert rate.value == 1.0
     assert bag.scores([]) == []
@@ -78,17 +77,17 @@ def test_bag_of_words_is_antisymmetric_and_weighs_records() -> None:
 
 def test_bag_of_words_for_chinese() -> None:
     train = [pair(f"问 {n}", f"谢谢您的耐心第{n}次", f"走开别来烦我第{n}次") for n in range(30)]
-    rate = bag_of_words_floor(train[:20], train[20:])
+    rate = pair_accuracy(train[20:], fit_bag_of_words(train[:20]).scores(train[20:]))
     assert rate is not None
     assert rate.value == 1.0
 
 
 def test_cross_validation_never_sees_the_prompt() -> None:
-    # The same completion wins for one prompt and loses for another, so only memory of a prompt could tell.
+    # No word stands in two prompts, so only a model that had seen the prompt could tell.
     records = [pair(f"q {n}", f"word{n}", f"other{n}") for n in range(100)]
     rate = cross_validated_floor(records)
     assert rate is not None
-    assert rate.count == 100
+    assert (rate.value, rate.count) == (0.5, 100)
     good = cross_validated_floor(polite(100))
     assert good is not None
     assert good.value == 1.0

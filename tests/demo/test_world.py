@@ -216,7 +216,7 @@ def test_demonstrations_are_good(test_comparisons):
     demonstrations = [gold_reward(d.prompt, d.completion) for d in World(0).demonstrations(200)]
     replies = sorted(gold_reward(c.prompt, y) for c in test_comparisons for y in c.completions)
     assert min(demonstrations) >= GOOD_REWARD
-    assert replies[int(0.8 * len(replies))] < GOOD_REWARD
+    assert sum(reward >= GOOD_REWARD for reward in replies) < len(replies) / 6
     assert min(gold_reward(d.prompt, d.completion) for d in World(1).demonstrations(50, "test")) >= GOOD_REWARD
 
 

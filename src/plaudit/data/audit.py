@@ -21,7 +21,7 @@ from plaudit.data.agreement import (
     prompts_with_cycles,
     repeated_units,
 )
-from plaudit.data.floors import Rate, clustered_rate, cross_validated_floor, fit_bag_of_words, length_floor
+from plaudit.data.floors import Rate, clustered_rate, cross_validated_floor, fit_bag_of_words, length_floor, pair_rate
 from plaudit.data.io import Tally
 from plaudit.data.native import judgement_to_json
 from plaudit.data.records import Best, Comparison, Ranking, preference_pairs, prompt_text, tied_pairs, tiers_of
@@ -163,7 +163,7 @@ def audit_comparisons(
     near = near_duplicates(sample, seed=seed)
     cycles = prompts_with_cycles(judgements)
     duplicates = _duplicates(comparisons)
-    first_wins = _first_wins(comparisons)
+    first_wins = pair_rate(comparisons, lambda _, winner, loser: float(winner < loser))
     return Audit(
         source=source,
         rows=_rows(tally, len(comparisons)),
@@ -272,17 +272,6 @@ def _longer_by_difference(comparisons: Sequence[Comparison]) -> list[tuple[int, 
         if rate is not None:
             bins.append((members[0][0], members[-1][0], rate))
     return bins
-
-
-def _first_wins(comparisons: Sequence[Comparison]) -> Rate | None:
-    wins: list[float] = []
-    keys: list[str] = []
-    for comparison in comparisons:
-        key = prompt_key(comparison.prompt)
-        for winner, loser in preference_pairs(comparison):
-            wins.append(float(winner < loser))
-            keys.append(key)
-    return clustered_rate(wins, keys)
 
 
 def _best_by_position(comparisons: Sequence[Comparison]) -> dict[int, tuple[int, float, float]]:
