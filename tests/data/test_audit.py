@@ -51,6 +51,14 @@ def test_audit_by_hand() -> None:
     assert json.loads(json.dumps(audit.to_json()))["pairs"] == 9
 
 
+def test_ties_at_the_top_share_the_best_place() -> None:
+    shared = make("p", ("a", "b", "c"), ((0, 1), (2,)), None)
+    audit = audit_comparisons([shared], floor=False)
+    assert audit.best_by_position == {
+        place: (1, best, pytest.approx(1 / 3)) for place, best in enumerate((0.5, 0.5, 0.0))
+    }
+
+
 def test_the_page_is_self_contained_and_escapes_what_people_wrote() -> None:
     nasty = [make(f"<script>{n}", ("<b>good</b>", f"bad {n}"), ((n % 2,), (1 - n % 2,)), None) for n in range(60)]
     text = audit_page(audit_comparisons([*nasty, nasty[0], *RECORDS], source="<x>"))

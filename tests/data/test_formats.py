@@ -240,6 +240,14 @@ def test_csv_that_is_broken(tmp_path: Path) -> None:
         read_comparisons(tmp_path / "x.csv")
 
 
+def test_columns_are_found_in_capitals_too(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("Question,Answer A,Answer B,Preferred,Annotator\nq,x,y,B,anna\n", "utf-8")
+    (record,) = read_comparisons(tmp_path / "x.csv").records
+    assert (record.prompt, record.judgement, record.annotator) == ("q", SECOND, "anna")
+    (tmp_path / "x.csv").write_text("PROMPT,Response A,Response B,Score A,Score B\nq,x,y,1,2\n", "utf-8")
+    assert read_comparisons(tmp_path / "x.csv").records[0].judgement == Scores((1.0, 2.0))
+
+
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     for mark in (";", "\t"):
         lines = [mark.join(["prompt", "answer_a", "answer_b", "choice"]), mark.join(['"q, r"', '"x,\ny"', "z", "b"])]

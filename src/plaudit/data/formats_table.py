@@ -28,25 +28,27 @@ TIES = ("tie", "tied", "equal", "same", "both")
 
 
 def guess_columns(row: Row, given: ColumnsConfig | None = None) -> ColumnsConfig | None:
-    """Which columns hold what, by their names alone: a prompt, two or more completions (`answer_a`, `answer_b`, …),
-    and a choice, or a score or rank per completion (`score_a`, `rank_a`, …); None where that is not there.
+    """Which columns hold what, by their names alone, in capitals or not: a prompt, two or more completions
+    (`answer_a`, `answer_b`, …), and a choice, or a score or rank per completion (`score_a`, `rank_a`, …); None where
+    that is not there.
 
     What is `given` is kept and only what it leaves open is guessed.
     """
     found: dict[str, Any] = {} if given is None else given.model_dump(exclude_unset=True)
+    there = {str(name).casefold(): str(name) for name in row}
     if "prompt" not in found:
-        found["prompt"] = next((name for name in PROMPT_NAMES if name in row), None)
+        found["prompt"] = next((there[name] for name in PROMPT_NAMES if name in there), None)
     if not found.get("completions"):
         found["completions"] = _guess_completions(row)
     if found["prompt"] is None or not found["completions"]:
         return None
     if not any(found.get(name) for name in JUDGEMENTS):
-        found |= _guess_judgement(row, found["completions"])
+        found |= _guess_judgement(there, found["completions"])
     if not any(found.get(name) for name in JUDGEMENTS):
         return None
     for name in ("id", "annotator", "weight"):
-        if name not in found and name in row:
-            found[name] = name
+        if name not in found and name in there:
+            found[name] = there[name]
     return ColumnsConfig(**found)
 
 
@@ -58,14 +60,15 @@ def _guess_completions(row: Row) -> tuple[str, ...]:
     return ()
 
 
-def _guess_judgement(row: Row, completions: tuple[str, ...]) -> dict[str, Any]:
-    choice = next((name for name in CHOICE_NAMES if name in row), None)
+def _guess_judgement(there: Mapping[str, str], completions: tuple[str, ...]) -> dict[str, Any]:
+    """`there` leads from the columns' names in lower case to the names as they are."""
+    choice = next((there[name] for name in CHOICE_NAMES if name in there), None)
     if choice is not None:
         return {"choice": choice}
     shared = _shared_length(completions)
     for kind in ("score", "rank"):
-        names = [[f"{kind}{mark}{name[shared:].lstrip('_- ')}" for mark in MARKS] for name in completions]
-        columns = tuple(next((name for name in options if name in row), "") for options in names)
+        names = [[f"{kind}{mark}{name[shared:].lstrip('_- ').casefold()}" for mark in MARKS] for name in completions]
+        columns = tuple(next((there[name] for name in options if name in there), "") for options in names)
         if all(columns):
             return {f"{kind}s": columns}
     return {}
