@@ -122,6 +122,12 @@ def finished() -> dict[Path, Path]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def finished_in_full() -> dict[Path, Path]:
+    """The same for full size."""
+    return {}
+
+
 def run_block(block: Block, folder: Path, runner: Runner, *, full: bool) -> None:
     """Run one block in the folder, or save it there; fails with the block's output."""
     if "file" in block.notes:
@@ -175,8 +181,11 @@ def test_commands_at_reduced_size(page: Path, tmp_path: Path, warm: Runner, fini
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_in_full(page: Path, tmp_path: Path, cold: Runner) -> None:
-    run_page(page, tmp_path, cold, {}, full=True)
+def test_commands_in_full(page: Path, tmp_path: Path, cold: Runner, finished_in_full: dict[Path, Path]) -> None:
+    if page in finished_in_full:
+        return
+    run_page(page, tmp_path, cold, finished_in_full, full=True)
+    finished_in_full[page] = tmp_path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
