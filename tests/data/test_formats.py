@@ -78,6 +78,14 @@ def test_details_that_formats_carry(tmp_path: Path) -> None:
     assert [r.judgement for r in first("table")] == [FIRST, SECOND, TIE]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["preference", "kto", "rewardbench2", "hh"])
+def test_annotator_group_and_weight_are_read_beside_any_pair(tmp_path: Path, name: str) -> None:
+    row = json.loads(EXAMPLES[name].splitlines()[0]) | {"annotator": "anna", "group": 7, "weight": 0.5}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row), "utf-8")
+    (record,) = read_comparisons(tmp_path / "x.jsonl").records
+    assert (record.annotator, record.group, record.weight) == ("anna", "7", 0.5)
+
+
 def refused(tmp_path: Path, text: str, ending: str = "jsonl", columns: ColumnsConfig | None = None) -> RecordError:
     (tmp_path / f"x.{ending}").write_text(text, "utf-8")
     with pytest.raises(RecordError) as caught:
@@ -189,6 +197,19 @@ def test_only_messages_that_stand_in_a_comparison_are_called_used(tmp_path: Path
     result = read_comparisons(tmp_path / "x.jsonl")
     assert [(record.id, record.completions) for record in result.records] == [("p1", ("a1", "a2"))]
     assert (result.read, result.used, dict(result.refused)) == (9, 3, {"nothing to compare": 6})
+
+
+def test_nothing_below_a_deleted_reply_of_a_tree_is_read(tmp_path: Path) -> None:
+    def node(name: str, rank: int | None = None, *replies: object, **more: object) -> dict[str, object]:
+        role = "prompter" if name[0] == "p" else "assistant"
+        return {"message_id": name, "role": role, "text": name, "rank": rank, "replies": list(replies), **more}
+
+    below = node("p2", None, node("a4", 0), node("a5", 1))
+    replies = (node("a1", 0), node("a2", 1), node("a3", 2, below, deleted=True))
+    tree = {"message_tree_id": "t", "prompt": node("p1", None, *replies)}
+    (tmp_path / "x.jsonl").write_text(json.dumps(tree), "utf-8")
+    records = read_comparisons(tmp_path / "x.jsonl").records
+    assert [(record.id, record.completions) for record in records] == [("p1", ("a1", "a2"))]
 
 
 def test_a_row_without_any_judgement_in_it_is_not_called_used(tmp_path: Path) -> None:

@@ -253,6 +253,19 @@ def test_saved_datasets(tmp_path: Path) -> None:
         read_comparisons(tmp_path / "one", split="test")
 
 
+def test_a_dataset_that_is_a_script_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found webgpt_comparisons.py")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"no longer supported.*give their folder"):
+        read_comparisons("openai/webgpt_comparisons", download=True)
+
+
 def test_group_and_subset_keys(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {**GOOD, "meta": {"doc": 3}, "kind": "k"})
     record = read_comparisons(path, group_key="meta.doc", subset_key="kind").records[0]

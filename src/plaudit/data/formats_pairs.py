@@ -88,13 +88,14 @@ def read_chosen_lists(row: Row) -> list[Comparison]:
     count = len(chosen)
     # Labels rather than tiers: the chosen ones were called good, not equally good.
     labels = Labels(tuple(index < count for index in range(count + len(rejected))))
-    return [Comparison(prompt=_prompt(row), completions=(*chosen, *rejected), judgement=labels)]
+    return [_with_extras(Comparison(prompt=_prompt(row), completions=(*chosen, *rejected), judgement=labels), row)]
 
 
 def read_kto(row: Row) -> list[Comparison]:
     """KTO: one completion that was called good or bad."""
     completion = completion_of(need(row, "completion", "text"), "completion")
-    return [Comparison(prompt=_prompt(row), completions=(completion,), judgement=Labels((flag_of(row, "label"),)))]
+    label = Labels((flag_of(row, "label"),))
+    return [_with_extras(Comparison(prompt=_prompt(row), completions=(completion,), judgement=label), row)]
 
 
 def read_shp(row: Row) -> list[Comparison]:
@@ -218,7 +219,15 @@ def _pair(row: Row, prompt: Prompt, better: str, worse: str) -> Comparison:
             expected="completions that differ (a text cannot be better than itself)",
         )
     margin = optional_number(row, "margin")
-    return Comparison(prompt=prompt, completions=(better, worse), judgement=CHOSEN_FIRST, margin=margin)
+    record = Comparison(prompt=prompt, completions=(better, worse), judgement=CHOSEN_FIRST, margin=margin)
+    return _with_extras(record, row)
+
+
+def _with_extras(record: Comparison, row: Row) -> Comparison:
+    """The record with the row's annotator, group and weight, where a format that has none of them is given them."""
+    weight = optional_number(row, "weight")
+    annotator, group = optional_text(row, "annotator"), optional_text(row, "group")
+    return replace(record, annotator=annotator, group=group, weight=1.0 if weight is None else weight)
 
 
 def _prompt(row: Row) -> Prompt:

@@ -276,6 +276,9 @@ def _named_dataset(name: str, split: str | None) -> Iterator[Row]:
         dataset = datasets.load_dataset(path, configuration or None, split=split, streaming=True)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise ValueError(f"{name}: neither a local path nor a dataset that could be reached ({error})") from None
+    except RuntimeError as error:
+        # Old datasets that are a script (WebGPT, summarize from feedback): `datasets` no longer runs those.
+        raise ValueError(f"{name}: {error}. Fetch its files yourself and give their folder") from None
     yield from _dataset_rows(dataset, name, split)
 
 
