@@ -98,3 +98,25 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {"state.pt": digest}}))
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced_without_a_moment_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 3, state(1))
+    rename = Path.rename
+
+    def dying(self: Path, target: Path) -> Path:
+        if target == tmp_path / "step-000000003":
+            raise OSError("killed")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    with pytest.raises(OSError, match="killed"):
+        save_checkpoint(tmp_path, 3, state(2))
+    kept = tmp_path / ".partial-old-step-000000003"
+    assert load_checkpoint(kept).state["number"] == 1.1, "the older one was removed before the new one stood"
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, 3, state(2))
+    assert load_checkpoint(tmp_path / "step-000000003").state["number"] == 2.1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]

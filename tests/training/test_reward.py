@@ -136,6 +136,25 @@ def test_several_attributes(tokenizer_folder: str, tmp_path: Path) -> None:
     assert found.raw[0].item() == pytest.approx(4.5, abs=5e-2)
 
 
+def test_a_record_is_trained_on_the_same_thing_whatever_stands_beside_it(tokenizer_folder: str, tmp_path: Path) -> None:
+    model = tiny_model(tokenizer_folder).model_copy(update={"attributes": ("helpful", "correct")})
+    rated = record(Ratings({"helpful": (1.0, 3.0)}), ("cat", "dog"))
+    scored = record(Scores((4.0, 2.0)), ("cat", "dog"), prompt="is it")
+    config = config_for(tokenizer_folder, tmp_path, model=model, loss="regression")
+    small = config.model_copy(update={"tokens_per_micro_batch": 1})
+    together, gradients = gradient(config, [rated, scored])
+    apart, others = gradient(small, [rated, scored])
+    assert together == pytest.approx(apart, rel=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-6)
+    alone, _ = gradient(config, [rated])
+    other, _ = gradient(config, [scored])
+    assert together == pytest.approx((alone + other) / 2, rel=1e-5)
+    unnamed = record(Ratings({"brief": (1.0, 3.0)}), ("cat", "dog"))
+    with pytest.raises(ValueError, match="1 × no rating of the model's attributes"):
+        prepare(config, [unnamed])
+
+
 MIXED = [
     record(Ranking(((2,), (0, 3), (1,))), id="ranking", weight=2.0),
     record(Best(1), id="best", prompt="why is it"),
@@ -304,9 +323,23 @@ def test_normalisation_puts_demonstrations_at_zero(tokenizer_folder: str, tmp_pa
     assert result.normalisation is not None
     assert result.normalisation.mean[0] == pytest.approx(mean, abs=1e-6)
     assert result.normalisation.std[0] == pytest.approx(math.sqrt(variance), abs=1e-6)
+    # Other tools cannot hold a bias: with none left they see the same raw scores.
+    assert not opened.head.bias.any()
     without = trained(config_for(tokenizer_folder, tmp_path / "b", epochs=3), MIXED[:2])
     texts = [result.normalised for result in without.model.score(["why", "why is it"], [TEXTS, TEXTS])]
     assert torch.cat(texts).mean().item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_demonstrations_that_do_not_fit_are_found_before_the_first_step(tokenizer_folder: str, tmp_path: Path) -> None:
+    short = Demonstration(prompt="why", completion="cat")
+    long = Demonstration(prompt="why", completion="cat " * 500, id="endless")
+    config = config_for(tokenizer_folder, tmp_path, epochs=2)
+    with pytest.raises(ValueError, match=r"endless: .*on_error: skip leaves such records out"):
+        main(config, train=MIXED[:2], demonstrations=[short, long])
+    assert not any(tmp_path.iterdir())
+    result = trained(config.model_copy(update={"on_error": "skip"}), MIXED[:2], demonstrations=[short, long])
+    assert result.records["demonstrations"] == {"read": 2, "used": 1, "refused": {"too long": 1}}
+    assert result.model.score(["why"], [["cat"]])[0].normalised.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_best_weights_are_kept_and_patience_stops(tokenizer_folder: str, tmp_path: Path) -> None:
@@ -352,8 +385,14 @@ def test_folders_with_a_run_are_not_touched_by_accident(tokenizer_folder: str, t
     with pytest.raises(ValueError, match="made with other training records"):
         main(resume, train=MIXED[:3])
     other = resume.model_copy(update={"label_smoothing": 0.1})
+    written = (tmp_path / "configuration.yaml").read_text()
     with pytest.raises(ValueError, match=r"label_smoothing: 0\.0 then, 0\.1 now"):
         main(other, train=MIXED[:2])
+    assert (tmp_path / "configuration.yaml").read_text() == written, "a refused run left its configuration there"
+    (tmp_path / "file").touch()
+    for output, message in ((tmp_path / "file", "is a file; name a folder"), (tmp_path, "already holds a run")):
+        with pytest.raises(ValueError, match=message):
+            main(config.model_copy(update={"output": output, "data": ("missing.jsonl",)}))
     again = trained(resume, MIXED[:2])
     assert again.steps == first.steps == 2
     assert torch.equal(scores_of(again), scores_of(first))
@@ -393,7 +432,7 @@ def test_records_from_files_with_a_held_out_share(tokenizer_folder: str, tmp_pat
     assert 2 <= held["used"] <= 12
     assert set(result.metrics) == {"loss", "log_loss", "accuracy", "margin", "mean_reward"}
     with pytest.raises(ConfigError, match="handed over as well"):
-        main(config, train=MIXED)
+        main(config.model_copy(update={"overwrite": True}), train=MIXED)
 
 
 def test_prompts_on_both_sides_are_said_aloud(

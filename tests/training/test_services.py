@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from plaudit.configs.training import OptimizerConfig
 from plaudit.training.guards import NonFiniteError, require_finite_gradient, require_finite_losses
-from plaudit.training.optimizers import clip_gradients, make_optimizer, parameter_groups, set_learning_rate
+from plaudit.training.optimizers import (
+    build_optimizer,
+    clip_gradients,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from plaudit.training.precision import autocast, pick_device
 from plaudit.training.progress import ProgressReport, duration_text
 from plaudit.training.random_state import random_state, seeded, set_random_state
@@ -75,9 +82,20 @@ def test_groups_decay_only_matrices_and_give_the_head_its_rate() -> None:
         "head/decayed": (1.0, 0.5),
         "head/not decayed": (1.0, 0.0),
     }
+    model.expert_bias = nn.Parameter(torch.zeros(3, 4))
+    groups = parameter_groups(model, learning_rate=0.1, weight_decay=0.5)
+    undecayed = next(group for group in groups if group["name"] == "backbone/not decayed")
+    assert any(parameter is model.expert_bias for parameter in undecayed["params"])
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameters"):
         parameter_groups(model, learning_rate=0.1, weight_decay=0.0)
+
+
+def test_weights_that_lose_small_updates_are_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    build_optimizer(nn.Linear(2, 2), OptimizerConfig())
+    assert capsys.readouterr().err == ""
+    build_optimizer(nn.Linear(2, 2).bfloat16(), OptimizerConfig())
+    assert "weights in bfloat16 are trained: updates below 1/256" in capsys.readouterr().err
 
 
 def test_sgd_and_adamw_take_the_first_step_by_hand() -> None:

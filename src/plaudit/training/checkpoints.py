@@ -62,9 +62,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     _flush(partial / MANIFEST)
     _flush(partial)
     target = checkpoint_path(folder, step)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    _replace(target, partial)
     _flush(folder)
     return target
 
@@ -141,10 +139,20 @@ def publish_directory(partial: Path, target: Path) -> None:
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             _flush(path)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    _replace(target, partial)
     _flush(target.parent)
+
+
+def _replace(target: Path, partial: Path) -> None:
+    """Rename `partial` to `target`; what stood there is renamed away first and removed only after that."""
+    old = target.with_name(f"{PARTIAL}old-{target.name}")
+    if old.exists():
+        shutil.rmtree(old)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _require_plain(value: Any, where: str) -> None:

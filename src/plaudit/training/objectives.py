@@ -61,6 +61,9 @@ def why_unusable(comparison: Comparison, config: RewardTrainingConfig) -> str | 
     if comparison.weight == 0:
         return "weight 0"
     if loss in ABSOLUTE_LOSSES:
+        named = config.model.attributes
+        if isinstance(judgement, Ratings) and named and not set(named) & judgement.attributes.keys():
+            return "no rating of the model's attributes"
         return None if _has_values(judgement, loss) else f"no absolute judgement for {loss}"
     if loss == "votes":
         return None if isinstance(judgement, Votes | Best) else "no votes"
@@ -205,11 +208,15 @@ class PreferenceObjective(nn.Module):
                 weights=weights,
                 normaliser=normaliser,
             )[0]
-        values, wanted, mask = total, targets.scores, targets.score_mask
-        if name == "regression" and scores.ndim == 3 and bool(targets.rating_mask.any()):
-            values, wanted, mask = scores, targets.ratings, targets.rating_mask
         function = classification_loss if name == "classification" else regression_loss
-        return function(values, wanted, mask, weights=weights, normaliser=normaliser)[0]
+        mask, loss = targets.score_mask, total.new_zeros(())
+        if name == "regression" and scores.ndim == 3:
+            # Each record by itself: what stands beside it in a micro-batch must not decide what it is trained on.
+            rated = targets.rating_mask.any(-1).any(-1)
+            mask = mask & ~rated[:, None]
+            ratings = (scores, targets.ratings, targets.rating_mask)
+            loss = regression_loss(*ratings, weights=weights, normaliser=normaliser)[0]
+        return loss + function(total, targets.scores, mask, weights=weights, normaliser=normaliser)[0]
 
     def _margin(self, targets: PreferenceTargets) -> Tensor | float | None:
         kind, size = self.config.margin, self.config.margin_size

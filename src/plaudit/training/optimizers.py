@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.configs.training import OptimizerConfig
+from plaudit.training.messages import warn
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -50,7 +51,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         part = "head" if any(name.startswith(prefix) for prefix in head_prefixes) else "backbone"
-        decayed = parameter.ndim >= 2 and id(parameter) not in embeddings
+        # Mixtures of experts keep the biases of all experts in one matrix.
+        decayed = parameter.ndim >= 2 and id(parameter) not in embeddings and not name.endswith("bias")
         groups.setdefault((part, decayed), []).append(parameter)
     if not groups:
         raise ValueError("the model has no trainable parameters")
@@ -98,6 +100,13 @@ def build_optimizer(
         head_learning_rate=settings.head_learning_rate,
         head_prefixes=head_prefixes,
     )
+    coarse = {str(each.dtype) for each in trained.parameters() if each.requires_grad and each.dtype.itemsize < 4}
+    if coarse:
+        kinds = ", ".join(sorted(coarse)).replace("torch.", "")
+        warn(
+            f"weights in {kinds} are trained: updates below 1/256 of a weight are lost to rounding; "
+            "model.dtype: float32 with precision: bf16 keeps them"
+        )
     return make_optimizer(
         groups, name=settings.name, betas=settings.betas, epsilon=settings.epsilon, momentum=settings.momentum
     )

@@ -41,7 +41,7 @@ from plaudit.training.reading import (
 )
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
-from plaudit.training.session import Session, prepare_output, records_hash
+from plaudit.training.session import Session, check_output, prepare_output, records_hash
 
 HEAD_PREFIXES = ("model.head.", "model.aggregation.", "objective.")
 
@@ -182,12 +182,14 @@ def main(
     """
     started = time.perf_counter()
     with seeded(config.seed):
+        if not dry_run:
+            check_output(config)
         trainer, hashed, counts = prepare(config, train, held_out, model)
-        if dry_run:
-            return _estimate(trainer)
-        texts, demonstration_counts = _demonstrations(config, demonstrations)
+        texts, demonstration_counts = _demonstrations(trainer, demonstrations)
         if texts:
             counts["demonstrations"] = demonstration_counts
+        if dry_run:
+            return _estimate(trainer)
         prepare_output(config)
         session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
         stopped_by = run_steps(trainer, session)
@@ -327,17 +329,34 @@ def _tokenise(
 
 
 def _demonstrations(
-    config: RewardTrainingConfig, handed: Sequence[Demonstration] | None
+    trainer: RewardTrainer, handed: Sequence[Demonstration] | None
 ) -> tuple[list[Demonstration], RecordCounts]:
-    if handed is not None:
-        return list(handed), RecordCounts(read=len(handed), used=len(handed))
-    return read_demonstration_sources(config, config.demonstrations)
+    """The demonstrations that fit, looked at before the first step: they are scored after the last."""
+    config, model = trainer.config, trainer.model
+    if handed is None:
+        records, counts = read_demonstration_sources(config, config.demonstrations)
+    else:
+        records, counts = list(handed), RecordCounts(read=len(handed), used=len(handed))
+    if not records:
+        return records, counts
+    tokenised = tokenise_records(
+        records,
+        counts,
+        model.text_tokeniser,
+        packed=model.packed,
+        on_error=config.on_error,
+        kind="demonstration",
+        quiet=config.quiet,
+    )
+    return tokenised.records, counts
 
 
 def _normalise(trainer: RewardTrainer, demonstrations: list[Demonstration]) -> ScoreStatistics | None:
     config = trainer.config
     if not config.normalise or any(name in ABSOLUTE_LOSSES for name in trainer.train.losses):
         return None
+    # No comparison says anything about the bias: what training left there is rounding, and other tools cannot hold it.
+    torch.nn.init.zeros_(trainer.model.head.bias)
     comparisons = trainer.train.tokenised.records
     statistics = normalise_model(trainer.model, comparisons, demonstrations, token_budget=config.tokens_per_micro_batch)
     if not config.quiet:

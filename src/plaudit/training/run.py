@@ -42,6 +42,7 @@ class Run:
         self.total_steps = total_steps(config, steps_per_epoch)
         self.stop = StopRequest()
         resumed = config.resume and session.resume()
+        session.write_configuration()
         if resumed and not config.quiet:
             say(f"{label}: going on after step {self.state.step} of {self.total_steps}")
         self.trackers = Trackers(
@@ -88,7 +89,7 @@ class Run:
     def break_off(self) -> str:
         """Save the run as it stood before the step that was begun; returns the name of the signal."""
         self.session.optimizer.zero_grad(set_to_none=True)
-        path = self.session.save(self._step_randomness)
+        path = self.session.saved_path or self.session.save(self._step_randomness)
         self.trackers.flush()
         say(f"{self.label}: stopped by {self.stop.requested} after step {self.state.step}; go on with resume ({path})")
         return str(self.stop.requested)

@@ -69,6 +69,12 @@ class Session:
         self._identity = {"data": data_hash, "frozen": frozen_hash(trained)}
         self.saved_step = 0
 
+    @property
+    def saved_path(self) -> Path | None:
+        """The checkpoint of the step at which the run stands, where this process wrote or read it already."""
+        path = checkpoint_path(self.folder, self.state.step)
+        return path if self.saved_step == self.state.step and path.is_dir() else None
+
     def save(self, randomness: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint of the run as it stands, and remove those that need not be kept.
 
@@ -115,6 +121,10 @@ class Session:
         self.saved_step = self.state.step
         return True
 
+    def write_configuration(self) -> None:
+        """Write `configuration.yaml`, once it is known that the run goes on with it."""
+        (self.config.output / "configuration.yaml").write_text(dump_config(self.config), encoding="utf-8")
+
     def keep_best_weights(self) -> dict[str, float]:
         """Put the weights of the best evaluation in place where the configuration keeps them.
 
@@ -148,23 +158,30 @@ class Session:
 
 
 def prepare_output(config: TrainingConfig) -> None:
-    """Make the run's folder and write `configuration.yaml`; an older run there is refused, removed or resumed.
+    """Make the run's folder; an older run there is refused, removed or left to be resumed.
 
     Raises:
-        ValueError: if the folder holds a run and neither `resume` nor `overwrite` was given.
+        ValueError: if the folder cannot be one, or holds a run and neither `resume` nor `overwrite` was given.
     """
-    present = [name for name in RUN_ENTRIES if (config.output / name).exists()]
-    if present and config.overwrite:
+    present = check_output(config)
+    if config.overwrite:
         for name in present:
             path = config.output / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif present and not config.resume:
+    config.output.mkdir(parents=True, exist_ok=True)
+
+
+def check_output(config: TrainingConfig) -> list[str]:
+    """What of an older run stands in the output folder; raises as `prepare_output`, and changes nothing."""
+    if config.output.exists() and not config.output.is_dir():
+        raise ValueError(f"output: {config.output} is a file; name a folder")
+    present = [name for name in RUN_ENTRIES if (config.output / name).exists()]
+    if present and not (config.resume or config.overwrite):
         raise ValueError(
             f"output: {config.output} already holds a run ({', '.join(present)}); go on with it by resume: true, "
             "throw it away by overwrite: true, or name another folder"
         )
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "configuration.yaml").write_text(dump_config(config), encoding="utf-8")
+    return present
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
-from plaudit.training.session import Session, prepare_output, records_hash
+from plaudit.training.session import Session, check_output, prepare_output, records_hash
 
 
 @dataclass
@@ -117,6 +117,8 @@ def main(
     """
     started = time.perf_counter()
     with seeded(config.seed):
+        if not dry_run:
+            check_output(config)
         trainer, hashed, counts = prepare(config, train, held_out, model)
         if dry_run:
             return _estimate(trainer)
