@@ -55,5 +55,12 @@ def test_a_shared_prompt_is_read_once_and_the_budget_is_kept(
     score_groups(model, groups, token_budget=budget)
     assert len(seen) > 1
     assert max(seen) <= budget
+    padded = build(decoder_folder, attn_implementation="padded")
+    sizes: list[int] = []
+    padded.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    score_groups(padded, groups, token_budget=2 * (prefix + 10))
+    assert max(sizes) <= 2 * (prefix + 10), "rows that share a prompt each repeat it"
     with pytest.raises(ValueError, match="token_budget is 0"):
         score_groups(model, groups, token_budget=0)

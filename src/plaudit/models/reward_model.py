@@ -1,6 +1,6 @@
 """The reward model: a backbone, an aggregation of its token states, and a linear reward head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from plaudit.configs.model import RewardModelConfig
 from plaudit.core.layout import PackedBatch
-from plaudit.data.packing import pack_groups, unpack_rows
+from plaudit.data.packing import unpack_rows
 from plaudit.data.records import Prompt
-from plaudit.data.tokenising import TextTokeniser, TokenisedGroup
+from plaudit.data.tokenising import TextTokeniser
 from plaudit.models.aggregation import build_aggregation
 from plaudit.models.backbone import backbone_from_config, is_causal, load_tokenizer, longest_text
 from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.heads import initialise_head
 from plaudit.models.probe import choose_path
+from plaudit.models.scoring import score_groups
 from plaudit.models.states import packed_states, padded_states, row_arguments, unwrap
 
 NATIVE = "native"
@@ -296,7 +297,7 @@ class RewardModel(nn.Module):
         Args:
             prompts: `P` prompts.
             completions: for each prompt its completions.
-            token_budget: most tokens in one forward; a larger group goes alone.
+            token_budget: most tokens in one forward, padding included; see `plaudit.models.scoring.score_groups`.
 
         Returns:
             One result per prompt, in order.
@@ -307,25 +308,13 @@ class RewardModel(nn.Module):
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but completions for {len(completions)}")
         groups = [self.text_tokeniser.group(p, list(c)) for p, c in zip(prompts, completions, strict=True)]
-        results: list[ScoreResult | None] = [None] * len(groups)
-        training = self.training
-        self.eval()
-        try:
-            for chosen in _within_budget(groups, token_budget):
-                batch = pack_groups([groups[i] for i in chosen], causal=self.causal).to(self.device)
-                scores = self(batch)
-                for place, index in enumerate(chosen):
-                    mine = batch.layout.group_index == place
-                    results[index] = self._result(scores[mine][batch.layout.slot_index[mine].argsort()])
-        finally:
-            self.train(training)
-        return [result for result in results if result is not None]
+        return [self._result(scores) for scores in score_groups(self, groups, token_budget=token_budget)]
 
     def _result(self, scores: Tensor) -> ScoreResult:
         return ScoreResult(
-            raw=self.total(scores).cpu(),
-            normalised=self.total(self.normalise(scores)).cpu(),
-            attributes=scores.cpu() if self.attributes else None,
+            raw=self.total(scores),
+            normalised=self.total(self.normalise(scores)),
+            attributes=scores if self.attributes else None,
         )
 
     def probabilities(self, prompt: Prompt, completions: Sequence[str]) -> Tensor:
@@ -339,17 +328,3 @@ class RewardModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""
         disable_checkpointing(self.backbone)
-
-
-def _within_budget(groups: Sequence[TokenisedGroup], budget: int) -> Iterator[list[int]]:
-    # Similar lengths go together, so that the padded path wastes little.
-    chosen: list[int] = []
-    tokens = 0
-    for index in sorted(range(len(groups)), key=lambda i: groups[i].longest):
-        if chosen and tokens + groups[index].num_tokens > budget:
-            yield chosen
-            chosen, tokens = [], 0
-        chosen.append(index)
-        tokens += groups[index].num_tokens
-    if chosen:
-        yield chosen

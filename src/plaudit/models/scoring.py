@@ -69,7 +69,9 @@ def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, toke
     training = model.training
     model.eval()
     try:
-        for jobs in _batches(_jobs(groups, token_budget, share=model.causal), token_budget, packed=model.packed):
+        # Padded rows repeat the prefix anyway: only rows of their own can keep the budget.
+        jobs_of_all = _jobs(groups, token_budget, share=model.causal and model.packed)
+        for jobs in _batches(jobs_of_all, token_budget, packed=model.packed):
             batch = pack_groups([job.group() for job in jobs], causal=model.causal).to(model.device)
             scores = model(batch).float().cpu().reshape(batch.layout.num_completions, -1)
             places = zip(batch.layout.group_index.tolist(), batch.layout.slot_index.tolist(), strict=True)
