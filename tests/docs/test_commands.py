@@ -9,13 +9,18 @@ invisible on the page:
     <!-- tested by: PATH::TEST --> the block is run by that test (it needs a checkout, or a network)
     <!-- exit code: 2 -->          the block is meant to fail with this code
 
-and anywhere in a page `<!-- after: PAGE.md -->` runs that page's blocks first, in the same folder. `make test` starts
+Blocks that only call `python studies/…` take hours and data that is not part of the project; they are not run, but
+their script has to know every word in them.
+
+And anywhere in a page `<!-- after: PAGE.md -->` runs that page's blocks first, in the same folder. `make test` starts
 Python once for all of them (`warm.py`); `make test-all` starts every command as a reader would.
 """
 
 import ast
+import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,6 +77,15 @@ def blocks_of(text: str) -> list[Block]:
 def pages_before(page: Path) -> list[Path]:
     names = re.findall(r"<!--\s*after:\s*(\S+)\s*-->", page.read_text(encoding="utf-8"))
     return [ROOT / name if name == "README.md" else ROOT / "docs" / name for name in names]
+
+
+def study_calls(block: Block) -> list[list[str]]:
+    """Script and words of every command of a block that only calls studies; empty for any other block."""
+    lines = [shlex.split(line, comments=True) for line in block.text.replace("\\\n", " ").splitlines()]
+    calls = [words for words in lines if words]
+    return (
+        [words[1:] for words in calls] if all(" ".join(words).startswith("python studies/") for words in calls) else []
+    )
 
 
 def missing_verbs(text: str) -> list[str]:
@@ -161,7 +175,7 @@ def run_page(page: Path, folder: Path, runner: Runner, finished: dict[Path, Path
             run_page(before, finished[before], runner, finished, full=full)
         shutil.copytree(finished[before], folder, dirs_exist_ok=True)
     for block in blocks_of(page.read_text(encoding="utf-8")):
-        if "tested by" not in block.notes:
+        if "tested by" not in block.notes and not study_calls(block):
             if absent := missing_verbs(block.commands(full=full)):
                 pytest.skip(f"line {block.line}: this version has no `plaudit {absent[0]}`")
             run_block(block, folder, runner, full=full)
@@ -201,6 +215,39 @@ def test_no_command_hides(page: Path) -> None:
             tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
             names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
             assert test in names, f"line {block.line}: {file} has no {test}"
+
+
+STUDY_CALLS = [
+    (f"{page.stem}:{block.line}", call)
+    for page in PAGES
+    for block in blocks_of(page.read_text(encoding="utf-8"))
+    if block.language == "bash"
+    for call in study_calls(block)
+]
+
+
+@pytest.mark.skipif(not STUDY_CALLS, reason="no page calls a study")
+def test_studies_know_the_words_of_their_commands(warm: Runner, tmp_path: Path) -> None:
+    for script in sorted({call[0] for _, call in STUDY_CALLS}):
+        path = ROOT / script
+        code = f"import runpy, sys; sys.path.insert(0, {str(path.parent)!r}); sys.argv = ['study', '--help']\n"
+        code += f"runpy.run_path({str(path)!r}, run_name='__main__')"
+        done = subprocess.run(
+            [*warm.programs["python"], code], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
+        known = set(re.findall(r"[\w-]+", done.stdout))
+        for place, (called, *words) in STUDY_CALLS:
+            options = [word.partition("=")[0] for word in words if word.startswith("--")]
+            plain = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+            unknown = {*options, *plain} - known
+            assert called != script or not unknown, f"{place}: {script} does not know {unknown}"
+
+
+def test_study_calls_are_told_from_other_commands() -> None:
+    assert study_calls(Block("bash", "python studies/a.py run \\\n  --fast  # hours\n", 1)) == [
+        ["studies/a.py", "run", "--fast"]
+    ]
+    assert study_calls(Block("bash", "python studies/a.py\nplaudit doctor\n", 1)) == []
 
 
 PAGE = """Text.
