@@ -45,6 +45,8 @@ def test_skipped_rows_are_told_and_written_beside(folder: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("inspect", "parameter PATH requires an argument"),
+        ("convert good.jsonl", "parameter OUT requires an argument"),
         ("inspect good.jsonl --limit 0", "limit: input should be greater than or equal to 1, not 0"),
         ("inspect good.jsonl --split train", "good.jsonl: one file has no split 'train'"),
         ("inspect good.jsonl --fromat hh", "Did you mean --format?"),

@@ -84,6 +84,7 @@ class Reading:
 
 def inspect(
     path: str,
+    /,
     *,
     html: Path | None = None,
     json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
@@ -113,6 +114,7 @@ def inspect(
 def convert(
     path: str,
     out: Path,
+    /,
     *,
     annotators: Annotators = "apart",
     demonstrations: bool = False,
