@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pytest
 
+from plaudit.data.records import Comparison, Ranking
 from plaudit.evaluation import intervals
+from plaudit.evaluation.evaluate import compare, evaluate_models
 from plaudit.evaluation.metrics import pair_credits
 
 
@@ -96,6 +98,13 @@ def test_edges():
         intervals.bootstrap_draws({"a": one}, 2)
     with pytest.raises(ValueError, match="paired"):
         intervals.paired_difference((0.0, np.zeros(2)), (0.0, np.zeros(3)), 1)
+
+
+def test_one_prompt_makes_no_difference_certain():
+    comparison = Comparison(prompt="p", completions=("a", "b", "c"), judgement=Ranking(((0,), (1,), (2,))))
+    scores = {"right": [[3.0, 2.0, 1.0]], "wrong": [[1.0, 2.0, 3.0]]}
+    for found in compare(evaluate_models([comparison], scores)):
+        assert np.isnan([found.difference.low, found.difference.high]).all(), found
 
 
 def test_intervals_ignore_undefined_draws_unless_they_are_most():

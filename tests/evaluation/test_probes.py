@@ -52,6 +52,23 @@ def test_an_answer_to_another_prompt():
     assert found["another prompt's answer"].rise.value == -1.0
 
 
+def test_another_prompts_answer_is_never_of_the_same_prompt():
+    """Several annotators of one prompt stand side by side; the second's answer is no answer to another prompt."""
+    comparisons = [
+        Comparison(prompt=f"p{i // 3}", completions=(f"good {i}", f"bad {i}"), judgement=Best(0)) for i in range(9)
+    ]
+    answers = {f"p{p}": {f"good {i}" for i in range(3 * p, 3 * p + 3)} for p in range(3)}
+    found = by_name(
+        run_probes(
+            comparisons,
+            scorer(lambda prompt, text: float(text in answers[prompt])),
+        )
+    )["another prompt's answer"]
+    assert (found.rise.value, found.skipped) == (-1.0, 0)
+    alone = run_probes(comparisons[:3], scorer(lambda prompt, text: float(len(text))))
+    assert by_name(alone)["another prompt's answer"].skipped == 3
+
+
 def test_spreads_by_hand():
     """Judged pair differs by 4; the change adds 2: half a spread."""
     comparisons = [Comparison(prompt="p", completions=("ab", "abcdef"), judgement=Ranking(((1,), (0,))))]

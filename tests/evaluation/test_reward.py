@@ -10,7 +10,7 @@ import yaml
 
 from plaudit.configs.evaluate import EvaluateRewardConfig
 from plaudit.data.io import write_comparisons
-from plaudit.data.records import Best, Comparison
+from plaudit.data.records import Best, Comparison, Ranking
 from plaudit.evaluation.reward import evaluate_reward, read_probes
 from plaudit.evaluation.scoring import read_scores, write_scores
 
@@ -158,6 +158,25 @@ def test_dry_run_reads_and_stops(data, tmp_path, capsys):
     assert evaluate_reward(config, dry_run=True) is None
     assert "would score 158 completions" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": ("ties.jsonl",)}, "data: none of the 2 comparisons says that one completion is better"),
+        ({"data": ("data.jsonl",), "output": "data.jsonl"}, "is a file; name a folder"),
+        ({"data": ("data.jsonl",), "probe_file": "missing.yaml"}, "probe_file: missing.yaml: no such file"),
+        ({"data": ("data.jsonl",), "scores": ("a=missing.jsonl",)}, "missing.jsonl: no such file of scores"),
+        ({"data": ("data.jsonl",), "device": "gpu7"}, "device: 'gpu7' cannot be used here"),
+    ],
+)
+def test_faults_are_found_before_a_model_is_loaded(settings, message, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_bytes((data / "data.jsonl").read_bytes())
+    tied = Comparison(prompt="p", completions=("a", "b"), judgement=Ranking(((0, 1),)))
+    write_comparisons([tied, tied], tmp_path / "ties.jsonl")
+    with pytest.raises(ValueError, match=message):
+        evaluate_reward(EvaluateRewardConfig(models=("m=./no/such/model",), **settings))
 
 
 def test_probe_file(tmp_path):

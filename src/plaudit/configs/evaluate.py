@@ -69,10 +69,10 @@ class EvaluateRewardConfig(Config):
     """Most tokens in one forward pass."""
     too_long: Literal["refuse", "truncate_prompt", "truncate"] | None = None
     """Texts longer than the model reads: `refuse` leaves them out of every number and counts them,
-    `truncate_prompt` cuts the prompt from the left, `truncate` completions too; None does what the model was trained with."""
+    `truncate_prompt` cuts the prompt from the left, `truncate` completions too; None is as the model was trained."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes an accelerator where there is one."""
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision to load models in; None keeps theirs."""
 
     output: Path = Path("runs/evaluation")

@@ -1,7 +1,8 @@
 """From comparisons and scores to an evaluation with intervals, breakdowns and examples; several models, paired."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -190,6 +191,9 @@ def compare(
                 difference = paired_difference(
                     (one.value, first.draws[metric]), (two.value, second.draws[metric]), one.count, confidence
                 )
+                if math.isnan(one.low):
+                    # One cluster cannot be redrawn into another: its difference would look certain.
+                    difference = replace(difference, low=math.nan, high=math.nan)
                 found.append(PairedDifference(first.name, second.name, metric, difference))
     return found
 

@@ -119,8 +119,12 @@ def run_probes(
         start, pair = int(usable.offsets[record]), pairs[record]
         originals.append(comparisons[record].completions[int(usable.winner[pair]) - start])
         others.append(comparisons[record].completions[int(usable.loser[pair]) - start])
-    changed = [[_change(probe, originals, place) for probe in probes] for place in range(len(records))]
     prompts = [comparisons[record].prompt for record in records]
+    others_answers = _answers_of_other_prompts(prompts, originals)
+    changed = [
+        [_change(probe, answer, other) for probe in probes]
+        for answer, other in zip(originals, others_answers, strict=True)
+    ]
     texts = [[first, second, *rest] for first, second, rest in zip(originals, others, changed, strict=True)]
     rows = scorer(prompts, texts)
     table = np.array([[np.nan if value is None else float(value) for value in row] for row in rows])
@@ -143,8 +147,20 @@ def run_probes(
     return results
 
 
-def _change(probe: Probe, answers: Sequence[str], place: int) -> str:
-    answer = answers[place]
+def _answers_of_other_prompts(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+    """For each place the first answer of the next prompt; records of one prompt may stand side by side.
+
+    Where there is a single prompt, its own answer: nothing is changed, and the probe counts it as skipped.
+    """
+    first = dict(reversed(list(zip(prompts, answers, strict=True))))
+    order = list(dict.fromkeys(prompts))
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [
+        first[following[prompt]] if len(order) > 1 else answer for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _change(probe: Probe, answer: str, other: str) -> str:
     match probe.change:
         case "prefix":
             return probe.text + answer
@@ -159,7 +175,7 @@ def _change(probe: Probe, answers: Sequence[str], place: int) -> str:
             # Scripts without spaces between sentences end them with full-width marks.
             return answer + (("" if last.endswith(("。", "！", "？")) else " ") + last) * 3
         case "other_prompt":
-            return answers[(place + 1) % len(answers)]
+            return other
 
 
 def _last_sentence(text: str) -> str:

@@ -12,7 +12,7 @@ from plaudit.configs.evaluate import EvaluateRewardConfig
 from plaudit.data.io import read_comparisons
 from plaudit.data.records import Comparison, tiers_of
 from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
-from plaudit.evaluation.judged import judge
+from plaudit.evaluation.judged import JudgedSet, judge
 from plaudit.evaluation.probes import ENGLISH_PROBES, Probe, ProbeResult, run_probes
 from plaudit.evaluation.report import RewardReport, write_report
 from plaudit.evaluation.report_sections import interval, number, verdict
@@ -51,6 +51,7 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
         _say("; ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in {**read, **counts}.items()))
         _say(f"would score {counts['completions']:,} completions with each of {len(config.models)} models")
         return None
+    _require_answerable(judged, comparisons, config)
     notes: list[str] = []
     scores: dict[str, Rows] = {}
     probes: dict[str, list[ProbeResult]] = {}
@@ -108,17 +109,31 @@ def summary_text(report: RewardReport) -> str:
 
 def load_model(place: str, config: EvaluateRewardConfig) -> "RewardModel":
     """Open a reward model in evaluation mode on the configured device."""
-    import torch
-
     from plaudit.models.reward_model import RewardModel
 
+    device = _pick_device(config.device)
     model = RewardModel.from_pretrained(place, dtype=config.dtype)
     if config.too_long is not None:
         model.text_tokeniser.too_long = config.too_long
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return model.to(device).eval()
+
+
+def _pick_device(name: str) -> str:
+    """The device to score on.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {name!r} cannot be used here ({reason[:80]}); use 'cpu' or 'auto'") from error
+    return name
 
 
 def read_probes(path: Path | None) -> tuple[Probe, ...]:
@@ -129,7 +144,12 @@ def read_probes(path: Path | None) -> tuple[Probe, ...]:
     """
     if path is None:
         return ENGLISH_PROBES
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"probe_file: {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"probe_file: {path} is not YAML: {' '.join(str(error).split())}") from error
     changes = ("prefix", "suffix", "replace", "repeat", "repeat_last_sentence", "other_prompt")
     probes = []
     for place, entry in enumerate(entries if isinstance(entries, list) else [entries]):
@@ -140,6 +160,22 @@ def read_probes(path: Path | None) -> tuple[Probe, ...]:
             )
         probes.append(Probe(str(entry["name"]), entry["change"], str(entry.get("text") or "")))
     return tuple(probes)
+
+
+def _require_answerable(judged: JudgedSet, comparisons: Sequence[Comparison], config: EvaluateRewardConfig) -> None:
+    """Find what would end the job after the models have scored everything, before they do."""
+    if config.output.exists() and not config.output.is_dir():
+        raise ValueError(f"output: {config.output} is a file; name a folder")
+    counts = judged.counts()
+    if not counts["pairs"]:
+        raise ValueError(
+            f"data: none of the {counts['records']:,} comparisons says that one completion is better than another "
+            f"({counts['human_ties']:,} pairs are tied); give comparisons with a preference"
+        )
+    if config.probes and config.models:
+        read_probes(config.probe_file)
+    for _, place in config.named_sources()[len(config.models) :]:
+        read_scores(Path(place), comparisons)
 
 
 def _score_with_model(

@@ -106,6 +106,8 @@ def write_scores(path: Path, comparisons: Sequence[Comparison], scores: Sequence
 
 
 def _score_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of scores")
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
