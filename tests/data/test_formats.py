@@ -123,6 +123,24 @@ def test_rows_that_break_their_format(tmp_path: Path, row: str, reason: str, key
     assert (error.reason, error.key) == (reason, key)
 
 
+def test_a_prompt_under_another_name_is_not_guessed_from_the_answers(tmp_path: Path) -> None:
+    answers = {"chosen": "The sky is blue.", "rejected": "The sky is red."}
+    rows = [
+        {"question": "Why?", **answers},
+        {"system": "Be brief.", "question": "Why?", **answers},
+        {"system": "", "prompt": "Why?", "input": "more", **answers},
+        {"info": {"post": "Why?"}, "summaries": [{"text": "blue"}, {"text": "red"}], "choice": 0, **answers},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows[:3])), "utf-8")
+    system = (Message("system", "Be brief."), Message("user", "Why?"))
+    assert [r.prompt for r in read_comparisons(tmp_path / "x.jsonl").records] == ["Why?", system, "Why?"]
+    (tmp_path / "x.jsonl").write_text(json.dumps(rows[3]), "utf-8")
+    (record,) = read_comparisons(tmp_path / "x.jsonl").records
+    assert (record.prompt, record.completions) == ("Why?", ("blue", "red"))
+    error = refused(tmp_path, json.dumps({"instruction": "Why?", "input": "more", **answers}))
+    assert (error.reason, error.key) == ("several prompts", "instruction, input")
+
+
 def test_shared_history_becomes_the_prompt(tmp_path: Path) -> None:
     rows = (
         '{"chosen": "Question: why? Answer: because", "rejected": "Question: why? Answer: no"}\n'

@@ -13,6 +13,9 @@ from plaudit.data.records import Message, Prompt, Ranking, RecordError
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 STEERLM_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
+#: What the field calls a prompt, the usual name first.
+PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
+
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 

@@ -78,6 +78,10 @@ COMPARISON_FORMATS: dict[str, Format[Comparison]] = {
         "prompt and completions, each {text, rank | score | label | ratings}",
         has("prompt", "completions"), groups.read_entries,
     ),
+    "summaries": Format(
+        "Summarize from feedback, comparisons: info, summaries, choice",
+        has("info", "summaries", "choice"), pairs.read_summaries,
+    ),
     "hh": Format(
         "Anthropic HH: chosen and rejected as whole '\\n\\nHuman: … \\n\\nAssistant: …' transcripts",
         _is_transcript, pairs.read_hh,
@@ -86,7 +90,7 @@ COMPARISON_FORMATS: dict[str, Format[Comparison]] = {
         "RewardBench 2: prompt with lists of chosen and rejected texts", _is_chosen_lists, pairs.read_chosen_lists
     ),
     "preference": Format(
-        "TRL preference, RewardBench: chosen and rejected as text or messages, with or without prompt, margin, subset",
+        "TRL preference, RewardBench: chosen and rejected as text or messages, with or without a prompt",
         has("chosen", "rejected"), pairs.read_preference,
     ),
     "nectar": Format("Nectar: prompt and answers, each {answer, rank}", has("prompt", "answers"), groups.read_nectar),
@@ -123,10 +127,6 @@ COMPARISON_FORMATS: dict[str, Format[Comparison]] = {
     "webgpt": Format(
         "WebGPT comparisons: question, answer_0, answer_1, score_0, score_1",
         has("question", "answer_0", "answer_1", "score_0", "score_1"), pairs.read_webgpt,
-    ),
-    "summaries": Format(
-        "Summarize from feedback, comparisons: info, summaries, choice",
-        has("info", "summaries", "choice"), pairs.read_summaries,
     ),
     "summary-axes": Format(
         "Summarize from feedback, axes: info and one summary with axes", has("info", "summary"),

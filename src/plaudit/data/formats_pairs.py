@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from plaudit.data.fields import (
+    PROMPT_NAMES,
     completion_of,
     first_is_better,
     flag_of,
@@ -50,12 +51,13 @@ def read_hh(row: Row) -> list[Comparison]:
 def read_preference(row: Row) -> list[Comparison]:
     """TRL preference data: `chosen`/`rejected` as text or messages, with a prompt or with a shared beginning.
 
-    Also RewardBench (`subset`), UltraFeedback-binarized and Skywork files (messages that repeat the prompt).
+    Also RewardBench (`subset`), UltraFeedback-binarized and Skywork files (messages that repeat the prompt), and those
+    that call the prompt `question` (`instruction`, …), with or without a `system` text.
     """
     chosen, rejected = need(row, "chosen", "text or messages"), need(row, "rejected", "text or messages")
     if type(chosen) is not type(rejected):
         raise RecordError("wrong type", key="rejected", problem=show(rejected), expected="the same kind as chosen")
-    prompt = prompt_of(row["prompt"]) if row.get("prompt") is not None else None
+    prompt = _stated_prompt(row)
     if isinstance(chosen, str):
         if prompt is None:
             prompt, chosen, rejected = _shared_text(chosen, rejected)
@@ -72,6 +74,19 @@ def read_preference(row: Row) -> list[Comparison]:
                 expected="one assistant message after what both sides share",
             )
     return [_pair(row, prompt, better[0].content, worse[0].content)]
+
+
+def _stated_prompt(row: Row) -> Prompt | None:
+    """The prompt under whatever name it stands, behind the `system` text where there is one; None without any."""
+    names = [name for name in PROMPT_NAMES if row.get(name) not in (None, "", [])]
+    if not names:
+        return None
+    if len(names) > 1 and names[0] != "prompt":
+        raise RecordError("several prompts", key=", ".join(names), expected="one of them, or one called prompt")
+    prompt, system = prompt_of(row[names[0]], names[0]), row.get("system")
+    if isinstance(prompt, str) and isinstance(system, str) and system.strip():
+        return (Message("system", system), Message("user", prompt))
+    return prompt
 
 
 def read_chosen_lists(row: Row) -> list[Comparison]:

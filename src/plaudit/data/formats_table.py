@@ -5,6 +5,7 @@ from typing import Any
 
 from plaudit.configs.data import ColumnsConfig
 from plaudit.data.fields import (
+    PROMPT_NAMES,
     flag_of,
     number_of,
     optional_number,
@@ -19,7 +20,6 @@ from plaudit.data.validation import check_text
 
 Row = Mapping[str, Any]
 
-PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
 BEGINNINGS = ("answer", "response", "completion", "output", "reply", "text", "option")
 CHOICE_NAMES = ("choice", "chosen", "preferred", "preference", "winner", "better", "best")
 JUDGEMENTS = ("choice", "scores", "ranks", "label")
