@@ -13,10 +13,13 @@ from plaudit.models.backbone import (
     fit_tokenizer,
     is_causal,
     load_backbone,
+    load_tokenizer,
     longest_text,
     random_backbone,
+    random_config,
     set_dropout,
 )
+from plaudit.models.saving import load_reward_model
 from tests.models.conftest import ARCHITECTURES, tiny_base, word_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -109,3 +112,53 @@ def test_random_weights_come_from_the_seed_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
     second = random_backbone("llama", SIZES, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("here/missing", r"here/missing: no such folder \(there is a folder here"),
+        ("./missing", "./missing: no such folder"),
+        ("a/b/c", "a/b/c: no such folder"),
+        ("here", "here: "),
+    ],
+)
+def test_mistyped_folders_ask_nothing_of_the_network(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for load in (load_tokenizer, load_reward_model):
+        with pytest.raises(ValueError, match=message) as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_that_cannot_be_fetched_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    for load in (load_tokenizer, load_reward_model):
+        with pytest.raises(ValueError, match="nobody/nothing: no such folder here, and no model of that name"):
+            load("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "message"),
+    [
+        ("lama", {}, "model_type: 'lama' is unknown; did you mean 'llama'"),
+        ("llama", {"hidden_sizes": 8}, "'llama' has no key 'hidden_sizes'; did you mean 'hidden_size'"),
+        ("llama", {"hidden_size": 30, "num_attention_heads": 4}, r"backbone_config: .*30.* is not a multiple"),
+    ],
+)
+def test_random_models_of_a_size_that_nobody_asked_for_are_refused(
+    model_type: str, sizes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_backbone(model_type, sizes)
+
+
+def test_sizes_may_go_by_either_name() -> None:
+    assert random_config("gpt2", {"hidden_size": 8, "n_head": 2}).n_embd == 8

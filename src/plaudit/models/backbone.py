@@ -1,5 +1,6 @@
 """Backbones: any Hugging Face causal language model (without its vocabulary head) or encoder, and its tokenizer."""
 
+import difflib
 import inspect
 import logging
 import re
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -120,13 +122,40 @@ def random_backbone(
     Returns:
         The model, on the CPU, in training mode.
     """
-    config = AutoConfig.for_model(model_type, **(sizes or {}))
+    config = random_config(model_type, sizes or {})
     set_dropout(config, dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config, dtype=DTYPES[dtype], **_build_arguments(config))
     model.train()
     return model  # type: ignore[no-any-return]
+
+
+def random_config(model_type: str, sizes: dict[str, Any]) -> Any:
+    """The configuration of a model with random weights.
+
+    Args:
+        model_type: the transformers name, e.g. `llama`.
+        sizes: keys of its configuration.
+
+    Raises:
+        ValueError: for an unknown architecture, and for a key that is a misspelling of one it has: transformers would
+            take it without a word, and build a model of its default size. Other keys pass: some architectures read
+            keys that their configuration does not list.
+    """
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1)
+        raise ValueError(f"model_type: {model_type!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
+    known = AutoConfig.for_model(model_type)
+    for key in sizes:
+        near = difflib.get_close_matches(key, [*known.to_dict(), *known.attribute_map], n=1, cutoff=0.85)
+        if near and not hasattr(known, key):
+            raise ValueError(f"backbone_config: {model_type!r} has no key {key!r}; did you mean {near[0]!r}?")
+    try:
+        return AutoConfig.for_model(model_type, **sizes)
+    except StrictDataclassError as error:
+        reason = str(error.__cause__ or error).splitlines()[-1].strip()
+        raise ValueError(f"backbone_config: {reason}") from error
 
 
 def backbone_from_config(config: RewardModelConfig, tokenizer: Any) -> nn.Module:
@@ -162,13 +191,45 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, check: 
     Raises:
         ValueError: if no reading of the folder gives the ids of `check`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    require_folder_or_hub_name(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise not_found(name, error) from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())[:200]}") from error
     if check is not None and check_ids(tokenizer) != list(check):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         if check_ids(tokenizer) != list(check):
             raise ValueError(f"{name}: the tokenizer gives other ids than when the model was saved")
     ensure_pad_token(tokenizer)
     return tokenizer
+
+
+def require_folder_or_hub_name(name: str | Path) -> None:
+    """Find a mistyped folder before anything is asked of the network.
+
+    Raises:
+        ValueError: if `name` is no folder and looks like one: several parts, or the first of them is a folder here.
+    """
+    text, path = str(name), Path(name)
+    if path.is_dir():
+        return
+    parts = path.parts
+    if path.is_absolute() or text.startswith((".", "~")) or len(parts) != text.count("/") + 1 or len(parts) > 2:
+        raise ValueError(f"{name}: no such folder")
+    if len(parts) == 2 and Path(parts[0]).is_dir():
+        raise ValueError(f"{name}: no such folder (there is a folder {parts[0]}, but not this one in it)")
+
+
+def not_found(name: str | Path, error: Exception) -> ValueError:
+    """The error for a name that is no folder here and could not be fetched, in one line."""
+    if Path(name).is_dir():
+        return ValueError(f"{name}: {' '.join(str(error).split())[:200]}")
+    return ValueError(
+        f"{name}: no such folder here, and no model of that name could be fetched ({type(error).__name__}); give the "
+        "path of a folder, or a hub name that is in the cache or can be reached"
+    )
 
 
 def check_ids(tokenizer: Any) -> list[int]:

@@ -13,7 +13,7 @@ from plaudit.core.layout import PackedBatch
 from plaudit.core.logprobs import token_logprobs
 from plaudit.data.tokenising import TextTokeniser
 from plaudit.models.aggregation import TokenSpans, token_spans
-from plaudit.models.backbone import DTYPES, is_causal, load_tokenizer, longest_text, set_dropout
+from plaudit.models.backbone import DTYPES, is_causal, load_tokenizer, longest_text, random_config, set_dropout
 from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.probe import choose_path, probe_batch
 from plaudit.models.quiet import quiet_loading
@@ -82,7 +82,8 @@ class CausalLM(nn.Module):
                 sizes = {"vocab_size": len(tokenizer), **(config.backbone_config or {})}
                 # Generation stops at the tokenizer's end token, not at the architecture's default id.
                 sizes = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, **sizes}
-                settings = AutoConfig.for_model(config.model_type, **sizes)
+                assert config.model_type is not None  # the configuration's own check
+                settings = random_config(config.model_type, sizes)
                 set_dropout(settings, config.dropout)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(config.seed)

@@ -56,7 +56,9 @@ def load_foreign(
         config: Any = backbone.config
     else:
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder}: no model here (neither config.json nor adapter_config.json)")
+            inside = folder / "model"
+            hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+            raise ValueError(f"{folder}: no model here (neither config.json nor adapter_config.json){hint}")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         chosen = dtype or str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
@@ -115,7 +117,8 @@ def _find_head(folder: Path, hidden_size: int) -> tuple[Tensor, Tensor | None]:
     weights = {name: value for name, value in weights.items() if value.shape[1] == hidden_size}
     if len(weights) != 1:
         what = f"several heads {sorted(weights)}" if weights else "no reward head"
-        raise ValueError(f"{folder}: {what} among its weights, so its scores would be random or a guess")
+        hint = "" if weights else "; train one on it with plaudit reward --model.backbone"
+        raise ValueError(f"{folder}: {what} among its weights, so its scores would be random or a guess{hint}")
     name, weight = next(iter(weights.items()))
     return weight, found.get(name.removesuffix("weight") + "bias")
 

@@ -25,7 +25,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 import plaudit
-from plaudit.models.backbone import DTYPES, check_ids, fit_tokenizer, load_backbone, load_tokenizer
+from plaudit.models.backbone import (
+    DTYPES,
+    check_ids,
+    fit_tokenizer,
+    load_backbone,
+    load_tokenizer,
+    not_found,
+    require_folder_or_hub_name,
+)
 from plaudit.models.lora import has_lora, merge_lora
 from plaudit.models.quiet import quiet_loading
 from plaudit.models.states import unwrap
@@ -365,11 +373,13 @@ def load_reward_model(
     """
     folder = Path(name)
     if not folder.is_dir():
-        if folder.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1:
-            raise ValueError(f"{name}: no such folder")
+        require_folder_or_hub_name(name)
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(str(name)))
+        try:
+            folder = Path(snapshot_download(str(name)))
+        except OSError as error:
+            raise not_found(name, error) from error
     from plaudit.models.foreign import load_foreign
 
     load = load_own if (folder / DESCRIPTION).is_file() else load_foreign
