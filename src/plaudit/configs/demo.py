@@ -17,7 +17,7 @@ class DemoConfig(Config):
 
     demonstrations: int = Field(default=1500, ge=20)
     """Good replies to fine-tune on."""
-    rankings: int = Field(default=900, ge=20)
+    rankings: int = Field(default=700, ge=20)
     """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=300, ge=20)
     """Rankings of other prompts, to measure it on."""

@@ -136,6 +136,7 @@ def fine_tune(run: DemoRun) -> None:
             "seed": config.seed,
         },
         "epochs": config.sft_epochs,
+        "records_per_step": 8,
         "optimizer": {"learning_rate": 2e-3, "warmup": 0.05},
         **_shared(run, "sft"),
     }
@@ -152,9 +153,9 @@ def train_reward_model(run: DemoRun) -> None:
         "model": {"backbone": str(run.policy.model_folder), "seed": run.config.seed},
         "epochs": run.config.reward_epochs,
         "held_out_fraction": 0.1,
-        "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
+        "optimizer": {"learning_rate": 5e-4, "head_learning_rate": 1e-3, "warmup": 0.1},
         **_shared(run, "reward"),
-        "records_per_step": 8,
+        "records_per_step": 4,
     }
     result = reward.main(
         RewardTrainingConfig.model_validate(settings), train=run.train, demonstrations=run.demonstrations
