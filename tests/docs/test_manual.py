@@ -40,4 +40,5 @@ def test_links_outside_the_manual_lead_somewhere(name: str) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_demo_is_the_command_that_the_pages_run_in_its_place() -> None:
     done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().splitlines()[-1].endswith("/plaudit demo")
+    # Under another make, make adds lines about folders before and after.
+    assert any(line.endswith("/plaudit demo") for line in done.stdout.splitlines())

@@ -15,11 +15,11 @@ class DemoConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of the world, the models and the training."""
 
-    demonstrations: int = Field(default=1500, ge=20)
+    demonstrations: int = Field(default=1000, ge=20)
     """Good replies to fine-tune on."""
-    rankings: int = Field(default=700, ge=20)
+    rankings: int = Field(default=600, ge=20)
     """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
-    test_rankings: int = Field(default=300, ge=20)
+    test_rankings: int = Field(default=200, ge=20)
     """Rankings of other prompts, to measure it on."""
 
     vocabulary: int = Field(default=1600, ge=300)
@@ -32,7 +32,7 @@ class DemoConfig(Config):
     """Passes over the demonstrations."""
     reward_epochs: float = Field(default=2.0, gt=0)
     """Passes over the rankings."""
-    best_of_prompts: int = Field(default=24, ge=2)
+    best_of_prompts: int = Field(default=48, ge=2)
     """Test prompts that the fine-tuned model answers, to see whether the reward model's favourite is the better one."""
     best_of: int = Field(default=4, ge=2)
     """Sampled answers to each of them."""

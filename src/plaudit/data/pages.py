@@ -93,11 +93,14 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def plot(figure: Figure, caption: str, *, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A plot with its caption and a link that saves the numbers behind it as `name.csv`."""
+def plot(
+    figure: Figure | str, caption: str, *, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> str:
+    """A plot (or its SVG) with its caption and a link that saves the numbers behind it as `name.csv`."""
+    svg = figure if isinstance(figure, str) else figure_as_svg(figure)
     data = base64.b64encode(csv_text(columns, rows).encode()).decode()
     return (
-        f'<figure>{figure_as_svg(figure)}<figcaption>{escape(caption)} <a download="{escape(name)}.csv" '
+        f'<figure>{svg}<figcaption>{escape(caption)} <a download="{escape(name)}.csv" '
         f'href="data:text/csv;base64,{data}">CSV</a></figcaption></figure>'
     )
 

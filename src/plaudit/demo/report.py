@@ -25,7 +25,7 @@ from plaudit.data.pages import (
 )
 from plaudit.data.records import prompt_text
 from plaudit.demo.world_gold import gold_reward
-from plaudit.evaluation.report import report_plots, reward_sections
+from plaudit.evaluation.report import reward_sections
 
 if TYPE_CHECKING:
     from plaudit.demo.pipeline import DemoRun
@@ -42,7 +42,7 @@ def write_demo_report(run: "DemoRun") -> Path:
         example_section(run),
         best_of_section(run),
         time_section(run),
-        *reward_sections(run.report, report_plots(run.report)),
+        *reward_sections(run.report),
     ]
     subtitle = "Letters to the shop of Puddle & Finch, ranked by five simulated annotators, one of them careless"
     path = run.file("report.html")

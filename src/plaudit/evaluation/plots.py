@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,17 @@ class Plot:
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
+    @cached_property
+    def svg(self) -> str:
+        """The figure as inline SVG in the page's ink; drawn once, however often it is shown."""
+        return figure_as_svg(self.figure)
+
 
 def write_plots(plots: Sequence[Plot], folder: Path) -> None:
     """Write every plot as `name.svg` and its numbers as `name.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        (folder / f"{plot.name}.svg").write_text(figure_as_svg(plot.figure).replace("currentColor", INK), "utf-8")
+        (folder / f"{plot.name}.svg").write_text(plot.svg.replace("currentColor", INK), "utf-8")
         (folder / f"{plot.name}.csv").write_text(csv_text(plot.columns, plot.rows), "utf-8")
 
 

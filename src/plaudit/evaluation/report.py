@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,25 @@ class RewardReport:
     notes: Sequence[str] = ()
     confidence: float = 0.95
 
+    @cached_property
+    def plots(self) -> dict[str, Plot]:
+        """Every plot by name, drawn at the first call."""
+        plots = [forest_plot(self.models, self.floors), reliability_plot(self.models), length_plot(self.models)]
+        plots.extend(plot for kind in BREAKDOWNS if (plot := breakdown_plot(self.models, kind)) is not None)
+        plots.extend(reward_plot(evaluation) for evaluation in self.models)
+        return {plot.name: plot for plot in plots}
 
-def report_plots(report: RewardReport) -> dict[str, Plot]:
-    """Every plot of a report by name."""
-    plots = [forest_plot(report.models, report.floors), reliability_plot(report.models), length_plot(report.models)]
-    plots.extend(plot for kind in BREAKDOWNS if (plot := breakdown_plot(report.models, kind)) is not None)
-    plots.extend(reward_plot(evaluation) for evaluation in report.models)
-    return {plot.name: plot for plot in plots}
 
-
-def reward_sections(report: RewardReport, plots: Mapping[str, Plot]) -> list[Section]:
+def reward_sections(report: RewardReport) -> list[Section]:
     """The report as sections of a page, for this page or another one (the demo joins them with its own)."""
     sections = [
-        summary_section(report.models, report.floors, report.differences, plots, report.confidence),
+        summary_section(report.models, report.floors, report.differences, report.plots, report.confidence),
         metric_section(report.models, report.floors),
         difference_section(report.models, report.floors, report.differences),
-        calibration_section(report.models, plots),
-        breakdown_section(report.models, plots, BREAKDOWNS),
-        length_section(report.models, plots),
-        reward_section(report.models, plots),
+        calibration_section(report.models, report.plots),
+        breakdown_section(report.models, report.plots, BREAKDOWNS),
+        length_section(report.models, report.plots),
+        reward_section(report.models, report.plots),
         probe_section(report.probes),
         rewardbench_section(report.rewardbench),
         example_section(report.models),
@@ -98,14 +99,13 @@ def write_report(report: RewardReport, folder: Path) -> Path:
     if not report.models:
         raise ValueError("a report needs at least one evaluated model")
     folder.mkdir(parents=True, exist_ok=True)
-    plots = report_plots(report)
-    write_plot_files(list(plots.values()), folder / "plots")
+    write_plot_files(list(report.plots.values()), folder / "plots")
     for name, (columns, rows) in report_tables(report).items():
         (folder / f"{name}.csv").write_text(csv_text(columns, rows), encoding="utf-8")
     text = json.dumps(report_dictionary(report), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     names = ", ".join(evaluation.name for evaluation in report.models)
-    html = page(report.title, reward_sections(report, plots), subtitle=names)
+    html = page(report.title, reward_sections(report), subtitle=names)
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     return path

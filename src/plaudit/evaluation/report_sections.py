@@ -44,7 +44,7 @@ def metric_label(metric: str) -> str:
 
 def embed(plot: Plot) -> str:
     """A plot for the page, with a link to its numbers."""
-    return embed_plot(plot.figure, plot.caption, name=plot.name, columns=plot.columns, rows=plot.rows)
+    return embed_plot(plot.svg, plot.caption, name=plot.name, columns=plot.columns, rows=plot.rows)
 
 
 def number(value: float, metric: str = "", *, signed: bool = False, unit: bool = True) -> str:
