@@ -23,6 +23,15 @@ def lines(path, rows):
     return path
 
 
+def test_lines_of_plaudit_score_are_read_by_their_raw_scores(comparisons, tmp_path):
+    rows = [
+        {"id": f"n{i}", "raw": [float(k) for k in range(2 + i % 2)], "normalised": [9.0] * (2 + i % 2)}
+        for i in range(4)
+    ]
+    found = read_scores(lines(tmp_path / "s", rows), comparisons)
+    assert found == [[0.0, 1.0], [0.0, 1.0, 2.0]] * 2
+
+
 def test_round_trip(comparisons, tmp_path):
     scores = [[1.0, 2.0], [1.5, None, 3.0], [0.0, 0.0], [1.0, 2.0, 3.0]]
     write_scores(tmp_path / "new" / "s.jsonl", comparisons, scores)

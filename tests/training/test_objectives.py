@@ -55,3 +55,9 @@ def test_shuffled_pairs_keep_every_record_and_every_weight() -> None:
     exploded = explode_pairs(records)
     assert [(each.completions, each.weight) for each in exploded[:2]] == [(("a", "b"), 1.5), (("a", "c"), 1.5)]
     assert exploded[2:] == records[1:]
+
+
+def test_a_loss_without_a_branch_is_an_error_and_not_a_regression() -> None:
+    one, scores = record(Ranking(((0,), (1,), (2,)))), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="'new_loss' has no branch"):
+        PreferenceObjective(config("pairwise"))(scores, scores, make_targets([one]), ["new_loss"], normaliser=1.0)

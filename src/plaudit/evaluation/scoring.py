@@ -69,6 +69,8 @@ def _reason(error: ValueError) -> str:
 def read_scores(path: Path, comparisons: Sequence[Comparison]) -> list[list[float | None]]:
     """Read scores made earlier, one line `{"scores": [...], "id": ...}` per comparison.
 
+    Lines that `plaudit score` wrote are read as well: their `raw` scores count.
+
     Lines are matched by id where every line and every comparison has one (and they are distinct), else by order.
 
     Args:
@@ -117,12 +119,13 @@ def _score_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}: this is not JSON: {error.msg}") from None
-            scores = row.get("scores") if isinstance(row, dict) else None
+            scores = row.get("scores", row.get("raw")) if isinstance(row, dict) else None
             numbers = isinstance(scores, list) and all(
                 value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in scores
             )
             if not numbers:
                 raise ValueError(f'{path}:{number}: expected {{"scores": [one number or null per completion]}}')
+            row["scores"] = scores
             if row.get("id") is not None:
                 row["id"] = str(row["id"])
             yield number, row

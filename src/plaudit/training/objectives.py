@@ -208,6 +208,10 @@ class PreferenceObjective(nn.Module):
                 weights=weights,
                 normaliser=normaliser,
             )[0]
+        if name not in ABSOLUTE_LOSSES:
+            raise ValueError(
+                f"loss {name!r} has no branch here; known: pairwise, {', '.join(sorted(ABSOLUTE_LOSSES))}, …"
+            )
         function = classification_loss if name == "classification" else regression_loss
         mask, loss = targets.score_mask, total.new_zeros(())
         if name == "regression" and scores.ndim == 3:
