@@ -31,7 +31,7 @@ from plaudit.training import reward
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE: dict[str, Any] = {
-    "epochs": 2.0,
+    "epochs": 1.0,
     "records_per_step": 16,
     "keep_best": False,
     "tokens_per_micro_batch": 4096,
@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
     "save_every": 1_000_000,
     "log_every": 50,
     "optimizer": {
-        "learning_rate": 1e-4,
+        "learning_rate": 5e-5,
         "head_learning_rate": 1e-3,
         "weight_decay": 0.01,
         "schedule": "linear",
@@ -63,7 +63,11 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
     "pairwise, attention": {"loss": "pairwise", "model": {"aggregation": "attention"}},
     "pairwise, last token": {"loss": "pairwise", "model": {"aggregation": "last", "aggregate_over": "completion"}},
 }
-DROPOUT: dict[str, dict[str, Any]] = {"pairwise, dropout .1": {"loss": "pairwise", "model": {"dropout": 0.1}}}
+LONGER: dict[str, Any] = {"loss": "pairwise", "epochs": 2.0, "optimizer": {"learning_rate": 1e-4}}
+LONGER_RUNS: dict[str, dict[str, Any]] = {
+    "pairwise, two epochs at 1e-4": LONGER,
+    "pairwise, two epochs at 1e-4, dropout .1": {**LONGER, "model": {"dropout": 0.1}},
+}
 CENTRED: dict[str, dict[str, Any]] = {"pairwise, centred .01": {"loss": "pairwise", "centring": 0.01}}
 
 
@@ -83,7 +87,7 @@ class Study:
 STUDIES = {
     "hh": Study(
         "hh_harmless_base/train.jsonl.gz",
-        {"pairwise": LOSSES["pairwise"], **DROPOUT, **AGGREGATIONS, **CENTRED},
+        {"pairwise": LOSSES["pairwise"], **LONGER_RUNS, **AGGREGATIONS, **CENTRED},
     ),
     "wmt_mqm": Study(
         "wmt_mqm/rankings_ende.jsonl.gz",
