@@ -162,3 +162,10 @@ def test_random_models_of_a_size_that_nobody_asked_for_are_refused(
 
 def test_sizes_may_go_by_either_name() -> None:
     assert random_config("gpt2", {"hidden_size": 8, "n_head": 2}).n_embd == 8
+
+
+def test_the_folder_of_a_run_points_to_the_model_inside(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"folder of a run.*did you mean .*model\?"):
+        load_tokenizer(tmp_path)

@@ -210,10 +210,14 @@ def require_folder_or_hub_name(name: str | Path) -> None:
     """Find a mistyped folder before anything is asked of the network.
 
     Raises:
-        ValueError: if `name` is no folder and looks like one: several parts, or the first of them is a folder here.
+        ValueError: if `name` is no folder and looks like one: several parts, or the first of them is a folder here; or
+            if it is the folder of a run that holds the model one level below.
     """
     text, path = str(name), Path(name)
     if path.is_dir():
+        inside = path / "model"
+        if not (path / "config.json").is_file() and (inside / "config.json").is_file():
+            raise ValueError(f"{name}: this is the folder of a run, not of a model; did you mean {inside}?")
         return
     parts = path.parts
     if path.is_absolute() or text.startswith((".", "~")) or len(parts) != text.count("/") + 1 or len(parts) > 2:
