@@ -1,0 +1,152 @@
+"""Plain reward functions, `f(prompts, completions, **columns) -> list[float | None]`, sync and async."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.data.records import Prompt
+from plaudit.rewards.base import Reward, Sample, Score, check_score, score_values
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A plain function as a reward.
+
+    The function is called with keywords, as TRL calls its reward functions: `prompts` (texts, or lists of
+    `{"role", "content"}`), `completions` (texts), `finished` (truth values) and every column of the samples as a list
+    with None where a sample lacks it. Without `**columns` it gets only those that it names. It returns one number per
+    sample, or None where it has no reward to give. An async function is awaited.
+
+    Attributes:
+        function: the function.
+        name: what it is called in logs and errors.
+        conversational: whether completions of conversations are lists of one assistant message instead of text.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    conversational: bool = False
+
+    is_checked = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether it spends its time waiting, so that others may run beside it."""
+        call = getattr(self.function, "__call__", None)  # noqa: B004
+        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+
+    def __call__(self, samples: Sequence[Sample]) -> Score:
+        """One reward per sample.
+
+        Raises:
+            ValueError: if the function asks for a column that no sample has, or gives back something else than one
+                number or None per sample.
+        """
+        if not samples:
+            return score_values([], [], name=self.name)
+        values = self.function(**self._arguments(samples))
+        if inspect.isawaitable(values):
+            values = run_awaitable(values)
+        try:
+            listed = list(values)
+        except TypeError:
+            raise ValueError(
+                f"reward {self.name!r} returned {type(values).__name__}; it must return a list with one number or "
+                "None per completion"
+            ) from None
+        return score_values(samples, listed, name=self.name)
+
+    def _arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        columns = dict.fromkeys(key for sample in samples for key in sample.columns)
+        given: dict[str, Any] = {key: [sample.columns.get(key) for sample in samples] for key in columns}
+        given["prompts"] = [_plain_prompt(sample.prompt) for sample in samples]
+        given["completions"] = [
+            [{"role": "assistant", "content": sample.completion}]
+            if self.conversational and not isinstance(sample.prompt, str)
+            else sample.completion
+            for sample in samples
+        ]
+        given["finished"] = [sample.finished for sample in samples]
+        taken, everything, required = _keywords_of(self.function)
+        if missing := sorted(required - set(given)):
+            raise ValueError(
+                f"reward {self.name!r} asks for {missing}, but the data has only {sorted(set(columns))} beside the "
+                f"prompts; add the column or give the argument a default"
+            )
+        return given if everything else {key: value for key, value in given.items() if key in taken}
+
+
+@dataclass(frozen=True)
+class CheckedReward:
+    """Somebody's own `Reward` with its scores checked.
+
+    Attributes:
+        reward: from samples to a `Score`.
+        name: what it is called in logs and errors.
+    """
+
+    reward: Callable[[Sequence[Sample]], Any]
+    name: str
+
+    is_checked = True
+
+    def __call__(self, samples: Sequence[Sample]) -> Score:
+        """The reward's own score.
+
+        Raises:
+            ValueError: if it is no `Score`, has the wrong length, or is not finite.
+        """
+        score = self.reward(samples)
+        if not isinstance(score, Score):
+            raise ValueError(f"reward {self.name!r} returned {type(score).__name__}; it must return a Score")
+        return check_score(score, samples, name=self.name)
+
+
+def sample_reward(function: Callable[[Sample], float | None], name: str) -> Reward:
+    """A function of one sample as a reward; how the rules are written."""
+
+    def reward(samples: Sequence[Sample]) -> Score:
+        return score_values(samples, [function(sample) for sample in samples], name=name)
+
+    reward.__name__ = reward.__qualname__ = name
+    return CheckedReward(reward, name)
+
+
+def takes_samples(function: Callable[..., Any]) -> bool:
+    """Whether this is a function of `samples`, and not one of prompts and completions."""
+    taken, _, required = _keywords_of(function)
+    return required == {"samples"} or ("samples" in taken and not required & {"prompts", "completions"})
+
+
+def run_awaitable(awaitable: Awaitable[Any]) -> Any:
+    """Wait for a result, also where a loop is running already (in a notebook): then in a thread of its own."""
+
+    async def wait() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, wait()).result()
+
+
+def _keywords_of(function: Callable[..., Any]) -> tuple[set[str], bool, set[str]]:
+    """Names that can be given by keyword, whether any name can, and those that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    fixed = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if fixed:
+        raise ValueError(f"reward function {function!r} takes {fixed} by position only; rewards are called by keyword")
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return {p.name for p in named}, everything, {p.name for p in named if p.default is p.empty}
+
+
+def _plain_prompt(prompt: Prompt) -> Any:
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": message.role, "content": message.content} for message in prompt]
