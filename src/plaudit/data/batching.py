@@ -7,6 +7,7 @@ Orders come from the raw PCG64 stream, which NumPy keeps the same between versio
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 import numpy as np
@@ -89,6 +90,33 @@ def fill_padded_batches(
     return batches
 
 
+def deal(batches: Sequence[tuple[list[int], int]], world_size: int) -> list[list[int]]:
+    """Deal micro-batches over processes so that each gets as many, and about as much work.
+
+    Sorted by cost, every run of `world_size` neighbours is one round: processes that wait for each other in every pass
+    then wait little. Within a round the process with least work so far gets the largest one.
+
+    Args:
+        batches: micro-batches, each with its cost.
+        world_size: how many processes.
+
+    Returns:
+        Rounds end to end: the micro-batch of process `r` in round `j` is number `j · world_size + r`. Empty ones fill
+        the last round up.
+    """
+    work = [0] * world_size
+    dealt: list[list[int]] = []
+    ordered = sorted(batches, key=lambda batch: -batch[1])
+    for start in range(0, len(ordered), world_size):
+        hand: list[list[int]] = [[] for _ in range(world_size)]
+        takers = sorted(range(world_size), key=lambda rank: work[rank])
+        for (batch, cost), rank in zip(ordered[start : start + world_size], takers, strict=False):
+            hand[rank] = batch
+            work[rank] += cost
+        dealt.extend(hand)
+    return dealt
+
+
 class _Filler:
     """What both schedules share: checked lengths and one way of filling batches."""
 
@@ -126,6 +154,30 @@ class _Filler:
         if self.rows is not None:
             return fill_padded_batches(indices, self.lengths, self.rows, self.token_budget, self.max_items)
         return fill_batches(indices, self.lengths, self.token_budget, self.max_items)
+
+    def cost(self, batch: Sequence[int]) -> int:
+        """Tokens (or places, where rows are padded) of a batch."""
+        if self.rows is None:
+            return sum(self.lengths[index] for index in batch)
+        widest = max((self.lengths[index] for index in batch), default=0)
+        return widest * sum(self.rows[index] for index in batch)
+
+    def spread(self, indices: Sequence[int], count: int) -> list[list[int]] | None:
+        """At most `count` batches of about the same cost: each item, longest first, goes where least is so far.
+
+        Returns:
+            The batches; None where that would break the budget.
+        """
+        batches: list[list[int]] = [[] for _ in range(count)]
+        costs = [(0, number) for number in range(count)]
+        for index in sorted(indices, key=lambda i: -self.sizes[i]):
+            _, number = heappop(costs)
+            batches[number].append(index)
+            cost = self.cost(batches[number])
+            if self.token_budget is not None and len(batches[number]) > 1 and cost > self.token_budget:
+                return None
+            heappush(costs, (cost, number))
+        return [batch for batch in batches if batch]
 
 
 class BatchSchedule:
@@ -189,31 +241,34 @@ class BatchSchedule:
 
 @dataclass(frozen=True)
 class Step:
-    """One update of the weights.
+    """One update of the weights, as one process sees it.
 
     Attributes:
         number: counted from 0 over all epochs.
         epoch: from 0.
         position: which step of its epoch, from 0.
-        micro_batches: indices of the groups that go through the network together; their gradients add up.
+        indices: all groups of the step, those of other processes included.
+        micro_batches: indices of the groups that go through this process's network together; their gradients add up.
+            Every process has as many of them; where there is too little to do some are empty, and the process takes
+            part in that pass with a weight of zero.
+        parts: for each micro-batch, into how many passes every process cuts it: more than 1 where a group of some
+            process exceeds the budget.
     """
 
     number: int
     epoch: int
     position: int
+    indices: tuple[int, ...]
     micro_batches: tuple[tuple[int, ...], ...]
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        """All groups of the step."""
-        return tuple(index for batch in self.micro_batches for index in batch)
+    parts: tuple[int, ...]
 
 
 class StepSchedule:
     """Steps of a fixed number of prompts, each split into micro-batches under a token budget.
 
-    Which prompts share a step does not depend on the budget, so neither does the gradient (but for rounding): the
-    budget says only how much goes through the network at once. The last step of an epoch may have fewer prompts.
+    Which prompts share a step does not depend on the budget or on the number of processes, so neither does the
+    gradient (but for rounding): they say only how much goes through a network at once. The last step of an epoch may
+    have fewer prompts.
 
     Attributes:
         num_oversize: groups longer than the budget; each is a micro-batch of its own.
@@ -230,12 +285,15 @@ class StepSchedule:
         window_steps: int = 1,
         rows: Sequence[int] | None = None,
         oversize: Oversize = "own",
+        parts: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Check and keep what the schedule depends on.
 
         Args:
             lengths: tokens of every group in a packed row; with `rows`, of its longest row.
-            prompts_per_step: groups per update.
+            prompts_per_step: groups per update, of all processes together.
             token_budget: most tokens of a micro-batch; None puts a whole step through at once.
             seed: of the order.
             shuffle: False keeps the order of the data in every epoch.
@@ -243,9 +301,12 @@ class StepSchedule:
                 steps unbiased in length, which packed rows need not pay for; more saves padding in padded rows.
             rows: rows of every group where batches are padded.
             oversize: "own" gives a group that exceeds the budget its own micro-batch, "refuse" raises.
+            parts: passes that every group needs under the budget (see `plaudit.data.splitting`); default: 1 each.
+            rank: which process this is, from 0.
+            world_size: how many processes share every step.
 
         Raises:
-            ValueError: for an empty data set, numbers below 1, or refused groups.
+            ValueError: for an empty data set, numbers below 1, a rank outside the world, or refused groups.
         """
         if not len(lengths):
             raise ValueError("no groups to schedule")
@@ -253,10 +314,16 @@ class StepSchedule:
             raise ValueError(
                 f"prompts_per_step is {prompts_per_step} and window_steps {window_steps}; both must be at least 1"
             )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of {world_size} processes, counted from 0")
+        if parts is not None and len(parts) != len(lengths):
+            raise ValueError(f"{len(parts)} numbers of parts for {len(lengths)} lengths")
         self._filler = _Filler(lengths, token_budget, None, rows, oversize)
         self.num_oversize = self._filler.num_oversize
         self.prompts_per_step, self.seed = prompts_per_step, seed
         self.shuffle, self.window_steps = shuffle, window_steps
+        self.parts = parts
+        self.rank, self.world_size = rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -264,7 +331,7 @@ class StepSchedule:
         return -(-len(self._filler.lengths) // self.prompts_per_step)
 
     def epoch(self, epoch: int) -> list[list[list[int]]]:
-        """The steps of an epoch, each a list of micro-batches: every index exactly once."""
+        """The steps of an epoch as one process alone would take them, each a list of micro-batches."""
         return [self._filler.fill(step) for step in self._prompts_of_steps(epoch)]
 
     def steps(self, start: int = 0, stop: int | None = None) -> Iterator[Step]:
@@ -276,9 +343,23 @@ class StepSchedule:
             for position in range(first, len(prompts)):
                 if stop is not None and number >= stop:
                     return
-                filled = self._filler.fill(prompts[position])
-                yield Step(number, epoch, position, tuple(map(tuple, filled)))
+                yield self._step(number, epoch, position, prompts[position])
                 number += 1
+
+    def _step(self, number: int, epoch: int, position: int, prompts: list[int]) -> Step:
+        filled = self._filler.fill(prompts)
+        if self.world_size > 1:
+            if len(filled) % self.world_size:
+                wanted = -(-len(filled) // self.world_size) * self.world_size
+                filled = self._filler.spread(prompts, wanted) or filled
+            filled = deal([(batch, self._filler.cost(batch)) for batch in filled], self.world_size)
+        rounds = [filled[start : start + self.world_size] for start in range(0, len(filled), self.world_size)]
+        passes = [max(self._passes(batch) for batch in batches) for batches in rounds]
+        mine = tuple(tuple(batches[self.rank]) for batches in rounds)
+        return Step(number, epoch, position, tuple(prompts), mine, tuple(passes))
+
+    def _passes(self, batch: Sequence[int]) -> int:
+        return 1 if self.parts is None else max((self.parts[index] for index in batch), default=1)
 
     def _prompts_of_steps(self, epoch: int) -> list[list[int]]:
         count, size = len(self._filler.lengths), self.prompts_per_step
