@@ -236,6 +236,7 @@ def packed_attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     packed_attention: PackedAttention | None = None,
+    decoding: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer.
@@ -255,6 +256,8 @@ def packed_attention_forward(
         softcap: cap on the scores (Gemma 2).
         s_aux: `[h]` attention sinks (gpt-oss).
         packed_attention: the layout, when the row is packed.
+        decoding: what holds the keys and values while text is generated (`rollout.decoding.SharedPrefixDecoder`); it
+            then does all the work.
         kwargs: what else the stock function takes.
 
     Returns:
@@ -263,6 +266,12 @@ def packed_attention_forward(
     Raises:
         ValueError: if a packed call has more than one row, or its length is not the layout's.
     """
+    if decoding is not None:
+        factor = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+        attended: Tensor = decoding.attend(
+            query, key, value, window=sliding_window, scaling=factor, softcap=softcap, sinks=s_aux
+        )
+        return attended, None
     if packed_attention is None:
         if softcap is None and s_aux is None:
             result: tuple[Tensor, None] = sdpa_attention_forward(
