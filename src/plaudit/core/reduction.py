@@ -1,9 +1,12 @@
-"""What every loss over prompts begins and ends with."""
+"""What every loss over prompts, or over the steps of trajectories, begins and ends with."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
+StepReduction = Literal["per_token", "per_sequence", "sequence_sum", "per_prompt"]
 
 
 def prepare_scores(scores: Tensor, mask: Tensor) -> Tensor:
@@ -58,3 +61,61 @@ def reduce_prompts(
         normaliser = torch.where(weight_sum == 0, torch.ones_like(weight_sum), weight_sum)
     loss = (weights * per_prompt.masked_fill(~usable, 0.0)).sum() / normaliser
     return loss, {"num_prompts": usable.sum(), "weight_sum": weight_sum}
+
+
+def reduce_steps(
+    per_step: Tensor,
+    mask: Tensor,
+    reduction: StepReduction,
+    *,
+    group_ids: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+) -> Tensor:
+    """One number out of `ℓ [B, T]`, with `n_b` the counted steps of row b.
+
+    | reduction | equation | divisor without `normaliser` |
+    |---|---|---|
+    | `per_token` | `Σ_bt ℓ / Σ_b n_b` | counted steps (DAPO) |
+    | `per_sequence` | `Σ_b (1/n_b) Σ_t ℓ / rows` | rows with a counted step (GRPO) |
+    | `sequence_sum` | `Σ_b Σ_t ℓ / rows` | rows with a counted step (gradient of `J`; Dr. GRPO up to a constant) |
+    | `per_prompt` | `Σ_g (1/n_g) Σ_{b∈g} Σ_t ℓ / prompts` | groups with a counted step |
+
+    With an explicit `normaliser`, the divisor of the whole step, micro-batches add up exactly (for `per_prompt`, only
+    if no group is split between them).
+
+    Args:
+        per_step: `[B, T]`.
+        mask: `[B, T]` bool.
+        reduction: one of the names above.
+        group_ids: `[B]` int64, needed by `per_prompt`: rows of one prompt share an id.
+        normaliser: what to divide by in place of the last column.
+
+    Returns:
+        a scalar; 0 where nothing counts.
+
+    Raises:
+        ValueError: for an unknown reduction, shapes that do not fit, or missing `group_ids`.
+    """
+    if per_step.ndim != 2:
+        raise ValueError(f"a loss per step must be [B, T], got {tuple(per_step.shape)}")
+    expect_shape("mask", mask, tuple(per_step.shape))
+    if mask.dtype != torch.bool:
+        raise ValueError(f"a mask must be boolean (True = counts), got {mask.dtype}")
+    counts = mask.sum(1)
+    sums = per_step.masked_fill(~mask, 0.0).sum(1)
+    divisor = (counts > 0).sum()
+    if reduction == "per_token":
+        divisor = counts.sum()
+    elif reduction == "per_sequence":
+        sums = sums / counts.clamp_min(1)
+    elif reduction == "per_prompt":
+        if group_ids is None:
+            raise ValueError("the reduction per_prompt needs group_ids")
+        expect_shape("group_ids", group_ids, (per_step.shape[0],))
+        groups, inverse = torch.unique(group_ids, return_inverse=True)
+        group_counts = counts.new_zeros(len(groups)).index_add(0, inverse, counts)
+        sums = sums.new_zeros(len(groups)).index_add(0, inverse, sums) / group_counts.clamp_min(1)
+        divisor = (group_counts > 0).sum()
+    elif reduction != "sequence_sum":
+        raise ValueError(f"unknown reduction {reduction!r}; one of per_token, per_sequence, sequence_sum, per_prompt")
+    return sums.sum() / (divisor.clamp_min(1) if normaliser is None else normaliser)

@@ -1,0 +1,1 @@
+"""Experience: text generation, enumerable text problems, Gymnasium environments, gridworlds."""
