@@ -1,0 +1,185 @@
+"""Against TRL's `RewardTrainer` and a careful loop by hand: the same weights, ids, pairs per step and optimizer.
+
+    python benchmarks/against_trl.py [WORKLOAD …] [--steps 5] [--data FOLDER] [--save-as NAME]
+
+Each trains in a process of its own, one optimizer step in turn. The benchmark fails if losses or gradients disagree.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, median_ratio, save, table
+from lockstep import Worker, take_turns
+from peers import TRL, trl_python
+from workloads import DATA, WORKLOADS, Workload, prepare
+
+HERE = Path(__file__).parent
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+NAMES = ("trl", "loop", "plaudit")
+
+
+def measure(workload: Workload, steps: int, data: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """One warm-up step and `steps` measured ones of all three; their times, tokens, memory and agreement."""
+    folder = prepare(workload, steps + 1, data)
+    pythons = {"trl": trl_python(), "loop": Path(sys.executable), "plaudit": Path(sys.executable)}
+
+    def start(name: str) -> Worker:
+        command = [str(pythons[name]), str(HERE / f"work_{name}.py"), str(folder), f"--{device}"]
+        return Worker(name, [*command, str(folder / f"{name}-gradient.pt")])
+
+    workers = take_turns({name: partial(start, name) for name in NAMES}, steps)
+    agreement = check_agreement(folder, {name: worker.result["losses"] for name, worker in workers.items()})
+    tokens = tokens_of(folder)
+    return {
+        "workload": workload.name,
+        "prompts": workload.prompts,
+        "pairs": workload.pairs,
+        "goal": workload.goal,
+        "seconds": {name: worker.times for name, worker in workers.items()},
+        "processor_seconds": {name: worker.processor_times for name, worker in workers.items()},
+        "tokens": tokens,
+        "agreement": agreement,
+        "memory": {n: {k: w.result[k] for k in ("memory_before", "memory_peak")} for n, w in workers.items()},
+        "threads": {name: worker.result["threads"] for name, worker in workers.items()},
+    }
+
+
+def tokens_of(folder: Path) -> dict[str, list[int]]:
+    """Places that each way puts through the network in every measured step, padding included."""
+    from work_loop import batches
+
+    settings = json.loads((folder / "steps.json").read_text())
+    peer_pairs = settings["workload"]["peer_pairs"]
+    measured = settings["steps"][1:]
+    chunks = [pairs_in_order(settings["steps"])[number + 1] for number in range(len(measured))]
+    causal = not (folder / "backbone").exists()
+    return {
+        "trl": [
+            sum(
+                2 * len(part) * max(max(len(a), len(b)) for a, b in part)
+                for part in (pairs[at : at + peer_pairs] for at in range(0, len(pairs), peer_pairs))
+            )
+            for pairs in chunks
+        ],
+        "loop": [
+            sum(
+                sum(len(g["rows"]) for g in groups) * max(max(map(len, g["rows"])) for g in groups)
+                for groups in batches(step)
+            )
+            for step in measured
+        ],
+        "plaudit": [
+            sum(group["unique"] if causal else sum(map(len, group["rows"])) for group in step) for step in measured
+        ],
+    }
+
+
+def pairs_in_order(steps: list[list[dict[str, Any]]]) -> list[list[tuple[list[int], list[int]]]]:
+    """The pairs of every step as TRL gets them: the same shuffle as `work_trl.pairs_of`."""
+    import random
+
+    rng, result = random.Random(0), []
+    for step in steps:
+        pairs = [(group["rows"][w], group["rows"][l]) for group in step for w, l in group["pairs"]]
+        rng.shuffle(pairs)
+        result.append(pairs)
+    return result
+
+
+def check_agreement(folder: Path, losses: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """How far each peer's first loss and gradient are from Plaudit's.
+
+    Returns:
+        For each peer `loss` (relative), `gradient` (largest difference over the largest entry), and `later_losses`:
+        the largest relative difference of a later step's loss, after both have moved their weights.
+
+    Raises:
+        RuntimeError: if the first step's differ by more than rounding; then the times mean nothing.
+    """
+    gradients = {name: torch.load(folder / f"{name}-gradient.pt", weights_only=True) for name in losses}
+    ours = gradients["plaudit"]
+    # A bias on the score moves no comparison; decoder classifiers have none.
+    names = {name for name, value in ours.items() if value is not None} - {"head.bias"}
+    largest = max(ours[name].abs().max().item() for name in names)
+    found = {}
+    for peer in losses.keys() - {"plaudit"}:
+        if missing := names - gradients[peer].keys():
+            raise RuntimeError(f"{peer} has no parameters {sorted(missing)[:5]}")
+        difference = max((ours[name] - gradients[peer][name]).abs().max().item() for name in names)
+        relative = [abs(a - b) / abs(b) for a, b in zip(losses[peer], losses["plaudit"], strict=True)]
+        found[peer] = {"loss": relative[0], "gradient": difference / largest, "later_losses": max(relative[1:])}
+        if not (relative[0] < LOSS_TOLERANCE and difference / largest < GRADIENT_TOLERANCE):
+            raise RuntimeError(f"{folder.name}: plaudit and {peer} do not compute the same: {found[peer]}")
+    return found
+
+
+def rows(results: list[dict[str, Any]], clock: str = "seconds") -> list[dict[str, Any]]:
+    """The table of the comparison, one row per workload."""
+    shown = []
+    for each in results:
+        seconds, tokens = each[clock], each["tokens"]
+        time, token = median_ratio(seconds["trl"], seconds["plaudit"]), median_ratio(tokens["trl"], tokens["plaudit"])
+        ours = statistics.median(seconds["plaudit"])
+        shown.append(
+            {
+                "data and batch": each["workload"],
+                "TRL s/step": statistics.median(seconds["trl"]),
+                "loop s/step": statistics.median(seconds["loop"]),
+                "Plaudit s/step": ours,
+                "tokens, TRL / Plaudit": token,
+                "time, TRL / Plaudit": time,
+                "share of tokens that becomes time": f"{time / token:.0%}",
+                "goal": each["goal"] or "–",
+                "tokens, loop / Plaudit": median_ratio(tokens["loop"], tokens["plaudit"]),
+                "time, loop / Plaudit": median_ratio(seconds["loop"], seconds["plaudit"]),
+                "Plaudit prompts/s": each["prompts"] / ours,
+                "Plaudit pairs/s": each["pairs"] / ours,
+            }
+        )
+    return shown
+
+
+def memory_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Peak memory of each process, and how much of it came with the steps; agreement of loss and gradient."""
+    shown = []
+    for each in results:
+        row: dict[str, Any] = {"data and batch": each["workload"]}
+        for name in NAMES:
+            memory = each["memory"][name]
+            grown = (memory["memory_peak"] - memory["memory_before"]) / 2**30
+            row[f"{name} GiB (of these by steps)"] = f"{memory['memory_peak'] / 2**30:.2f} ({grown:.2f})"
+        for peer in ("trl", "loop"):
+            row[f"loss, {peer}"] = each["agreement"][peer]["loss"]
+            row[f"gradient, {peer}"] = each["agreement"][peer]["gradient"]
+        shown.append(row)
+    return shown
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
+    parser.add_argument("--processor-time", action="store_true", help="print ratios of processor time")
+    parser.add_argument("--save-as", default="against_trl", help="name under benchmarks/results; empty: not saved")
+    arguments = parser.parse_args()
+    results = []
+    for name in arguments.workloads or WORKLOADS:
+        results.append(measure(WORKLOADS[name], arguments.steps, arguments.data))
+        print(name, flush=True)
+    clock = "processor_seconds" if arguments.processor_time else "seconds"
+    print(table(rows(results, clock)), table(memory_rows(results)), sep="\n\n")
+    if arguments.save_as:
+        command = f"python benchmarks/against_trl.py --steps {arguments.steps}"
+        print(save(arguments.save_as, command, results, peer=f"trl {TRL}").relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Sequence classifiers for the peers (transformers and torch alone): the weights that Plaudit trains, by shared names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class MeanPooledEncoder(PreTrainedModel):
+    """An encoder whose score is a linear function of the mean over all token states, as Plaudit's `mean` over the text.
+
+    BERT's own classification head reads a pooler that sentence encoders do not train, so it is not used here. Collators
+    of pairs hand over no token types; they are 1 behind the first separator, as the tokenizer gives them.
+    """
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, config: Any, backbone: nn.Module, head: nn.Linear, separator_id: int) -> None:
+        """Put backbone and head together."""
+        super().__init__(config)
+        self.backbone, self.head, self.separator_id = backbone, head, separator_id
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+        """Scores `[B, 1]` of rows `[B, T]`."""
+        separators = input_ids == self.separator_id
+        types = (separators.cumsum(1) - separators.long() > 0).long()
+        states = self.backbone(input_ids, attention_mask=attention_mask, token_type_ids=types).last_hidden_state
+        mask = attention_mask[..., None].to(states.dtype)
+        return SequenceClassifierOutput(logits=self.head((states * mask).sum(1) / mask.sum(1)))
+
+
+def load(folder: Path) -> nn.Module:
+    """The classifier of a prepared folder."""
+    if not (folder / "backbone").exists():
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
+        return model
+    config = AutoConfig.from_pretrained(folder / "backbone")
+    backbone = AutoModel.from_pretrained(folder / "backbone", add_pooling_layer=False, dtype=torch.float32)
+    head = nn.Linear(config.hidden_size, 1)
+    head.load_state_dict(torch.load(folder / "head.pt", weights_only=True))
+    separator = json.loads((folder / "steps.json").read_text())["separator_id"]
+    return MeanPooledEncoder(config, backbone, head, separator)
+
+
+def shared_names(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters under names that every worker uses: the backbone's own, and `head.…`."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        for start, replacement in (("model.", ""), ("backbone.", ""), ("score.", "head.")):
+            if name.startswith(start):
+                name = replacement + name.removeprefix(start)
+                break
+        named[name] = parameter
+    return named

@@ -1,0 +1,58 @@
+"""Plaudit's own training loop on a prepared folder: `plaudit.training.reward`, every service of a run included."""
+
+import json
+import sys
+from pathlib import Path
+
+from lockstep import Turns
+from torch import Tensor
+from workloads import training_config
+
+import plaudit
+from plaudit.data.io import read_comparisons
+from plaudit.models.reward_model import RewardModel
+from plaudit.training.reward import RewardTrainer, prepare, run_steps
+from plaudit.training.session import Session, prepare_output
+from plaudit.training.trackers import read_metrics
+
+
+def main(folder: Path, gradient_file: Path) -> None:
+    """Train once through all steps of the folder."""
+    config = training_config(folder)
+    records = read_comparisons(folder / "records.jsonl").records
+    model = RewardModel.from_pretrained(folder / "model")
+    trainer, data_hash, _ = prepare(config, train=records, model=model)
+    check_ids(trainer, folder)
+    prepare_output(config)
+    session = Session(config, trainer.trained, trainer.optimizer, data_hash=data_hash)
+    turns = Turns(shared_names(trainer.model), gradient_file)
+    run_steps(trainer, session)
+    losses = [line["loss"] for line in read_metrics(config.output / "metrics.jsonl") if "loss" in line]
+    turns.finish(losses, plaudit=plaudit.__version__, packed=model.packed)
+
+
+def check_ids(trainer: RewardTrainer, folder: Path) -> None:
+    """See that the schedule visits the folder's steps, and that every token id is the one the peers get.
+
+    Raises:
+        RuntimeError: if not; the comparison would mean nothing.
+    """
+    settings = json.loads((folder / "steps.json").read_text())
+    tokenised = trainer.train.tokenised
+    count = len(settings["steps"])
+    for step, expected in zip(tokenised.schedule(trainer.config).steps(0, count), settings["steps"], strict=True):
+        groups = [tokenised.groups[index] for index in step.indices]
+        ids = sorted(
+            [*block.prefix, *completion] for g in groups for block in g.blocks for completion in block.completions
+        )
+        if ids != sorted(row for group in expected for row in group["rows"]):
+            raise RuntimeError(f"step {step.number} does not hold the ids that the peers are given")
+
+
+def shared_names(model: RewardModel) -> dict[str, Tensor]:
+    """The model's parameters under the names that every worker uses."""
+    return {name.removeprefix("backbone."): value for name, value in model.named_parameters()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[-1]))

@@ -1,0 +1,84 @@
+"""TRL's RewardTrainer on a prepared folder, in TRL's own environment: nothing of its training step is replaced.
+
+At its fair best: token ids made beforehand, its own collator, float32, no gradient checkpointing, no evaluation, no
+saving, no logging during the steps, its default optimizer (fused AdamW).
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+import trl
+from datasets import Dataset
+from lockstep import Turns
+from peer_model import load, shared_names
+from transformers import AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+
+class LossKeepingTrainer(RewardTrainer):  # type: ignore[misc]
+    """Keeps the losses; the step itself is untouched."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss that TRL computes, remembered."""
+        loss = super().compute_loss(*args, **kwargs)
+        self.kept.append((loss[0] if isinstance(loss, tuple) else loss).detach())
+        return loss
+
+
+def main(folder: Path, gradient_file: Path) -> None:
+    """Train once through all steps of the folder."""
+    settings = json.loads((folder / "steps.json").read_text())
+    workload, steps = settings["workload"], settings["steps"]
+    accumulate = workload["pairs"] // workload["peer_pairs"]
+    model = load(folder)
+    arguments = RewardConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=workload["peer_pairs"],
+        gradient_accumulation_steps=accumulate,
+        max_steps=len(steps),
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1e6,
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        train_sampling_strategy="sequential",
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu="--cpu" in sys.argv,
+        dataloader_pin_memory=False,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / ("backbone" if (folder / "backbone").exists() else "model"))
+    trainer = LossKeepingTrainer(model=model, args=arguments, train_dataset=pairs_of(steps), processing_class=tokenizer)
+    trainer.kept = []
+    turns = Turns(shared_names(model), gradient_file)
+    trainer.train()
+    losses = [
+        sum(loss.item() for loss in trainer.kept[start : start + accumulate]) / accumulate
+        for start in range(0, len(trainer.kept), accumulate)
+    ]
+    turns.finish(losses, trl=trl.__version__, transformers=transformers.__version__)
+
+
+def pairs_of(steps: list[list[dict[str, Any]]]) -> Dataset:
+    """Every pair of every step as an element, shuffled within its step as such data is."""
+    rng = random.Random(0)
+    chosen, rejected = [], []
+    for step in steps:
+        pairs = [(group["rows"][w], group["rows"][l]) for group in step for w, l in group["pairs"]]
+        rng.shuffle(pairs)
+        chosen += [better for better, _ in pairs]
+        rejected += [worse for _, worse in pairs]
+    return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[-1]))
