@@ -31,6 +31,7 @@ from plaudit.training import reward
 from plaudit.training.estimates import Estimate
 from plaudit.training.guards import NonFiniteError
 from plaudit.training.reward import RewardTrainingResult, main, prepare
+from plaudit.training.reward_batches import MicroBatch
 from plaudit.training.trackers import read_metrics
 from tests.training.conftest import tiny_model
 
@@ -170,14 +171,12 @@ MIXED = [
 def gradient(config: RewardTrainingConfig, records: Sequence[Comparison]) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the first step, before clipping."""
     trainer, _, _ = prepare(config, records)
-    step = next(iter(trainer.train.tokenised.schedule(config).steps(0, 1)))
-    weight = sum(trainer.train.weights[index] for index in step.indices)
-    total = 0.0
-    for chosen in step.micro_batches:
-        loss, _ = trainer.micro_batch_loss(chosen, weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    assert len({index for chosen in step.micro_batches for index in chosen}) == len(records)
+    schedule = trainer.train.tokenised.schedule(config)
+    weight, total, seen = sum(trainer.train.weights), 0.0, set()
+    for _, micro in trainer.train.stream(schedule, 0, 1, trainer.device):
+        total += trainer.backward(micro, weight)[0].item()
+        seen.update(micro.indices)
+    assert seen == set(range(len(records)))
     named = trainer.trained.named_parameters()
     return total, {name: p.grad.double() for name, p in named if p.grad is not None}
 
@@ -289,15 +288,15 @@ def test_non_finite_loss_names_the_records_and_leaves_the_weights(
     tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[RewardModel] = []
-    original = reward.RewardTrainer.micro_batch_loss
+    original = reward.RewardTrainer.loss
 
-    def poisoned(self: Any, chosen: Sequence[int], weight_sum: float) -> Any:
+    def poisoned(self: Any, table: Tensor, micro: MicroBatch, weight_sum: float) -> Any:
         models.append(self.model)
-        loss, sums = original(self, chosen, weight_sum)
-        names = [self.train.tokenised.names[index] for index in chosen]
+        loss, sums = original(self, table, micro, weight_sum)
+        names = [self.train.tokenised.names[index] for index in micro.indices]
         return (loss * math.nan if "votes" in names else loss), sums
 
-    monkeypatch.setattr(reward.RewardTrainer, "micro_batch_loss", poisoned)
+    monkeypatch.setattr(reward.RewardTrainer, "loss", poisoned)
     config = config_for(tokenizer_folder, tmp_path, tokens_per_micro_batch=1)
     before = RewardModel.from_backbone(config.model).state_dict()
     with pytest.raises(NonFiniteError, match=r"step 0: the loss is nan.*Records: votes\."):
@@ -445,8 +444,8 @@ def test_prompts_on_both_sides_are_said_aloud(
 def test_bfloat16_keeps_scores_and_loss_in_float32(tokenizer_folder: str, tmp_path: Path) -> None:
     config = config_for(tokenizer_folder, tmp_path, epochs=60, precision="bf16")
     trainer, _, _ = prepare(config, MIXED[:2])
-    scores, total, _ = trainer.scores(trainer.train, [0, 1])
-    assert scores.dtype == total.dtype == torch.float32
+    scores = trainer.scores(trainer.train.micro_batch([0, 1]))
+    assert scores.dtype == trainer.model.total(scores).dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in trainer.trained.parameters())
     counts = (5.0, 3.0, 1.0, 1.0)
     result = trained(config, [record(Best(index), weight=count) for index, count in enumerate(counts)])

@@ -61,7 +61,7 @@ def strike_at(moment: dict[str, Any]) -> None:
         setattr(owner, name, patched)
 
     if moment["place"] == "micro_batch":
-        after(reward.RewardTrainer, "micro_batch_loss")
+        after(reward.RewardTrainer, "backward")
     elif moment["place"] == "step":
         after(run.Run, "end_step")
     elif moment["place"] == "saving":
@@ -72,14 +72,14 @@ def strike_at(moment: dict[str, Any]) -> None:
 
 def record_order(path: Path) -> None:
     """Append the records of every micro-batch to a file."""
-    original = reward.RewardTrainer.micro_batch_loss
+    original = reward.RewardTrainer.backward
 
-    def patched(self: Any, chosen: Any, weight_sum: float) -> Any:
+    def patched(self: Any, micro: Any, weight_sum: float) -> Any:
         with path.open("a") as file:
-            file.write(json.dumps([weight_sum, list(chosen)]) + "\n")
-        return original(self, chosen, weight_sum)
+            file.write(json.dumps([weight_sum, list(micro.indices)]) + "\n")
+        return original(self, micro, weight_sum)
 
-    reward.RewardTrainer.micro_batch_loss = patched  # type: ignore[method-assign]
+    reward.RewardTrainer.backward = patched  # type: ignore[method-assign]
 
 
 def train(folder: Path, options: dict[str, Any], moment: dict[str, Any] | None, number: int) -> None:

@@ -94,10 +94,14 @@ class TrainingConfig(RecordsConfig):
     """Prompts (or demonstrations) per optimizer step."""
     tokens_per_micro_batch: int = Field(default=8192, gt=0)
     """Token budget of one forward pass, which bounds memory; a step takes as many passes as it needs. It does not
-    change what is computed, only in how many pieces; a single record that is longer goes alone."""
+    change what is computed, only in how many pieces: completions of a record that is longer go through one part after
+    the other, which costs another forward; one completion that is longer goes alone."""
     window_steps: int = Field(default=1, gt=0)
     """So many steps are sorted by length together before they are cut and shuffled. 1 keeps steps unbiased in length,
     which packed rows need not pay for; more saves padding where rows are padded."""
+
+    prefetch: int = Field(default=2, ge=0)
+    """Micro-batches that a background thread packs ahead while the network works; 0 packs each when it is needed."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer, rates, schedule, clipping."""
@@ -105,6 +109,12 @@ class TrainingConfig(RecordsConfig):
     """`bf16` runs the backbone's products in bfloat16; weights, head and loss stay in float32."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    parallel: Literal["auto", "ddp", "fsdp"] | None = None
+    """How the processes that torchrun started share the run: `ddp` (each holds the whole model) or `fsdp` (each holds a
+    part of it); `auto` is `ddp` unless training would take more than half of a GPU. None is a single process."""
+    process_timeout: float = Field(default=600, gt=0)
+    """Seconds that a process waits for the others within a step before it gives the run up. A process that dies is
+    noticed at once; saving is waited for without a limit."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, far less memory."""
 

@@ -27,6 +27,8 @@ from plaudit.data.records import (
 from plaudit.data.targets import PreferenceTargets
 
 ABSOLUTE_LOSSES = frozenset({"regression", "classification"})
+PAIR_SUMS = ("correct", "pairs", "margins", "rewards", "completions")
+"""The sums that `pair_sums` makes of a micro-batch."""
 NEVER_TIED = (Best, Votes, Labels)
 """Judgements in which nobody could call two completions equal."""
 AUTOMATIC: dict[type[Judgement], str] = {

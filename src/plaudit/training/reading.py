@@ -16,6 +16,7 @@ from plaudit.data.io import ReadResult, read_data, read_demonstration_data
 from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.data.splits import prompt_key, split_comparisons
+from plaudit.data.splitting import part_counts
 from plaudit.data.tokenising import TextTokeniser, TextTooLongError, TokenisedGroup
 from plaudit.training.messages import say, warn
 
@@ -64,24 +65,36 @@ class TokenisedRecords(Generic[Record]):
         """Tokens that each record takes in a packed row."""
         return [group.num_tokens for group in self.groups]
 
-    def schedule(self, config: TrainingConfig) -> StepSchedule:
-        """Which records each optimizer step sees, in which micro-batches."""
+    def schedule(self, config: TrainingConfig, *, rank: int = 0, world_size: int = 1) -> StepSchedule:
+        """Which records each optimizer step sees, in which micro-batches of this process."""
+        budget = config.tokens_per_micro_batch
         return StepSchedule(
             self.lengths if self.packed else [group.longest for group in self.groups],
             prompts_per_step=config.records_per_step,
-            token_budget=config.tokens_per_micro_batch,
+            token_budget=budget,
             seed=config.seed,
             window_steps=config.window_steps,
             rows=None if self.packed else [group.num_completions for group in self.groups],
+            parts=part_counts(self.groups, budget, packed=self.packed),
+            rank=rank,
+            world_size=world_size,
         )
 
-    def micro_batches(self, token_budget: int) -> list[list[int]]:
-        """All records once, in as few passes as the budget allows: for evaluation."""
+    def micro_batches(self, token_budget: int) -> list[tuple[list[int], int]]:
+        """All records once, in as few passes as the budget allows, each time with the passes it takes: to evaluate."""
         everything = list(range(len(self)))
         if self.packed:
-            return fill_batches(everything, self.lengths, token_budget)
-        widths, rows = [g.longest for g in self.groups], [g.num_completions for g in self.groups]
-        return fill_padded_batches(everything, widths, rows, token_budget)
+            filled = fill_batches(everything, self.lengths, token_budget)
+        else:
+            widths, rows = [g.longest for g in self.groups], [g.num_completions for g in self.groups]
+            filled = fill_padded_batches(everything, widths, rows, token_budget)
+        parts = part_counts(self.groups, token_budget, packed=self.packed)
+        return [(chosen, max(parts[index] for index in chosen)) for chosen in filled]
+
+    @property
+    def shortest(self) -> int:
+        """The record that costs least, for a pass that only keeps other processes company."""
+        return min(range(len(self)), key=lambda index: self.groups[index].num_tokens)
 
     def pack(self, chosen: Sequence[int]) -> PackedBatch:
         """The records of these indices as one packed row, on the CPU."""
