@@ -1,0 +1,303 @@
+"""Decoding with one prefill and one copy of a prompt's keys and values, whatever number of rows continue it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit.core.layout import PackedLayout
+from plaudit.models.packed_attention import BACKENDS, PackedAttention
+from plaudit.models.states import num_attention_layers, position_offset, takes_argument
+
+_FIRST_CAPACITY = 64
+
+
+class SharedPrefixDecoder:
+    """Keys and values of `P` prompts, once each, and of the `R` rows that continue them.
+
+    Every step reads the prompt's keys once for all of its rows, `[P, g, K·h/g, d] @ [P, g, d, L]`, and each row's own
+    keys beside them; one softmax runs over both, so the result is plain causal attention. Nothing is copied per step:
+    own keys are written into place, rows that end are overwritten by the last ones.
+
+    A decoder is used in this order: `prefill`, then `step` with one token for every row, and between steps `keep` (rows
+    that go on) or `reorder` (beams). All rows are at the same step.
+
+    Attributes:
+        rows: for each row the prompt (as given) that it continues.
+        steps: tokens of each row that have been read.
+    """
+
+    def __init__(self, base: nn.Module, prompts: Sequence[Sequence[int]], samples_per_prompt: int) -> None:
+        """Prepare; nothing is computed yet.
+
+        Args:
+            base: a transformers base model that uses packed attention, see `plaudit.models.probe`.
+            prompts: `P` lists of token ids, none empty.
+            samples_per_prompt: rows of each prompt; row `p · K + k` is sample `k` of prompt `p`.
+
+        Raises:
+            ValueError: if there is no prompt, or one has no token.
+        """
+        if not prompts or not all(prompts):
+            raise ValueError("generation needs at least one prompt, and every prompt at least one token")
+        self._base = base
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._device = next(base.parameters()).device
+        self._offset = position_offset(base)
+        self._options: dict[str, Any] = {"use_cache": False} if takes_argument(base, "use_cache") else {}
+        # Four dimensions: transformers hands such a mask on as it is and builds none; `attend` ignores it.
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
+        self._layers = num_attention_layers(base)
+        self._layer = 0
+        self._prefilling: PackedAttention | None = None
+        self._places = torch.empty(0)
+        self._prompt_cache: list[tuple[Tensor, Tensor]] = []
+        self._own_cache: list[tuple[Tensor, Tensor]] = []
+        self._slots = list(range(len(prompts)))
+        self.rows = [prompt for prompt in self._slots for _ in range(samples_per_prompt)]
+        self.steps = 0
+        self._masks: dict[int | None, Tensor | None] = {}
+        self._arrange()
+
+    def prefill(self) -> Tensor:
+        """Read every prompt once: `[P, H]`, the state of each prompt's last token."""
+        lengths = torch.tensor([len(prompt) for prompt in self._prompts])
+        ends = lengths.cumsum(0)
+        block = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        positions = torch.arange(int(ends[-1])) - (ends - lengths)[block]
+        index = torch.arange(len(lengths))
+        layout = PackedLayout(
+            positions=positions,
+            block_ids=block,
+            segment_ids=torch.ones_like(block),
+            completion_starts=ends - lengths,
+            completion_ends=ends,
+            prefix_starts=ends - lengths,
+            prefix_ends=ends - lengths,
+            group_index=index,
+            slot_index=index * 0,
+            num_groups=len(lengths),
+            num_slots=1,
+        ).to(self._device)
+        self._prefilling = PackedAttention(layout)
+        self._places = (block * int(lengths.max()) + positions).to(self._device)
+        ids = torch.tensor([token for prompt in self._prompts for token in prompt], device=self._device)
+        states = self._forward(ids, layout.positions)
+        self._prefilling = None
+        return states[layout.completion_ends - 1]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token per row: `[R]` int64 to its states `[R, H]`."""
+        self._make_room()
+        self._masks = {}
+        states = self._forward(tokens, self._row_lengths + self.steps)
+        self.steps += 1
+        return states
+
+    def keep(self, alive: Sequence[bool]) -> list[int]:
+        """Let rows leave. The last ones take the places of those that left.
+
+        Args:
+            alive: for each row whether it goes on.
+
+        Returns:
+            For each row that is left, which row it was before.
+        """
+        order = _fill_holes(alive)
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        if moved:
+            to, source = (torch.tensor(column, device=self._device) for column in zip(*moved, strict=True))
+            for cache in (tensor for pair in self._own_cache for tensor in pair):
+                cache[to, :, : self.steps] = cache[source, :, : self.steps]
+        self.rows = [self.rows[old] for old in order]
+        left = set(self.rows)
+        slots = _fill_holes([prompt in left for prompt in self._slots])
+        for new, old in enumerate(slots):
+            if new != old:
+                for cache in (tensor for pair in self._prompt_cache for tensor in pair):
+                    cache[new] = cache[old]
+        self._slots = [self._slots[old] for old in slots]
+        self._arrange()
+        return order
+
+    def reorder(self, source: Tensor) -> None:
+        """Let row `r` go on from what row `source[r]` (`[R]` int64) of the same prompt has read."""
+        if torch.equal(source, torch.arange(len(self.rows), device=source.device)):
+            return
+        for cache in (tensor for pair in self._own_cache for tensor in pair):
+            cache[: len(self.rows), :, : self.steps] = cache[source, :, : self.steps]
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attention of the layer whose turn it is; called by `plaudit.models.packed_attention`.
+
+        Args:
+            query: `[1, h, n, d]`, `n` all prompts' tokens in the prefill and one token per row afterwards.
+            key: `[1, g, n, d]`.
+            value: `[1, g, n, d]`.
+            window: sliding window in positions, or None.
+            scaling: factor on the scores.
+            softcap: cap on the scores, or None.
+            sinks: `[h]` sink logits, or None.
+
+        Returns:
+            `[1, n, h, d]`.
+        """
+        layer, self._layer = self._layer, self._layer + 1
+        if self._prefilling is not None:
+            self._prompt_cache.append((self._as_prompts(key), self._as_prompts(value)))
+            output = BACKENDS["blocks"](
+                query, key, value, self._prefilling, window=window, scaling=scaling, softcap=softcap, sinks=sinks
+            )
+            return output.transpose(1, 2)
+        if len(self._own_cache) == layer:
+            self._own_cache.append((self._as_rows(key), self._as_rows(value)))
+        own_keys, own_values = self._own_cache[layer]
+        own_keys[: len(self.rows), :, self.steps] = key[0].transpose(0, 1)
+        own_values[: len(self.rows), :, self.steps] = value[0].transpose(0, 1)
+        queries = query[0].transpose(0, 1) * scaling
+        return self._attend_step(layer, queries, window, softcap, sinks)[None]
+
+    def _attend_step(
+        self, layer: int, queries: Tensor, window: int | None, softcap: float | None, sinks: Tensor | None
+    ) -> Tensor:
+        """`[R, h, d]` scaled queries to `[R, h, d]`."""
+        prompts, rows, width = len(self._slots), len(self.rows), self._width
+        keys, values = (cache[:prompts, :, : self._longest] for cache in self._prompt_cache[layer])
+        first = 0 if window is None else max(0, self.steps + 1 - window)
+        own_keys, own_values = (cache[:rows, :, first : self.steps + 1] for cache in self._own_cache[layer])
+        groups, size = keys.shape[1], keys.shape[3]
+        per_group = queries.shape[1] // groups
+        length = self._longest
+
+        queries = queries.reshape(rows, groups, per_group, size)
+        grid = queries if self._grid is None else queries[self._grid]
+        grid = grid.view(prompts, width, groups, per_group, size).transpose(1, 2)
+        scores = grid.reshape(prompts, groups, width * per_group, size) @ keys.transpose(-1, -2)
+        scores = scores.view(prompts, groups, width, per_group, length).transpose(1, 2)
+        scores = scores.reshape(prompts * width, groups, per_group, length)
+        if self._flat is not None:
+            scores = scores[self._flat]
+        mask = self._prompt_mask(window)
+        if mask is not None:
+            scores = scores.masked_fill_(mask, torch.finfo(scores.dtype).min)
+        scores = torch.cat((scores, queries @ own_keys.transpose(-1, -2)), -1)
+        weights = _softmax(scores, softcap, sinks, mask).to(values.dtype)
+
+        shared = weights[..., :length]
+        if self._grid is not None:
+            shared = shared[self._grid]
+        shared = shared.reshape(prompts, width, groups, per_group, length).transpose(1, 2)
+        output = shared.reshape(prompts, groups, width * per_group, length) @ values
+        output = output.view(prompts, groups, width, per_group, -1).transpose(1, 2)
+        output = output.reshape(prompts * width, groups, per_group, -1)
+        if self._flat is not None:
+            output = output[self._flat]
+        return (output + weights[..., length:] @ own_values).view(rows, groups * per_group, -1)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        self._layer = 0
+        output = self._base(
+            input_ids=ids[None],
+            attention_mask=self._no_mask,
+            position_ids=positions[None] + self._offset,
+            decoding=self,
+            **self._options,
+        )
+        if self._layer != self._layers:
+            raise RuntimeError(f"attention was called {self._layer} times in {self._layers} layers")
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def _as_prompts(self, tensor: Tensor) -> Tensor:
+        """`[1, g, N, d]` of the packed prompts to `[P, g, L, d]`, zeros behind shorter ones."""
+        prompts, heads, size = len(self._slots), tensor.shape[1], tensor.shape[3]
+        packed = tensor[0].transpose(0, 1)
+        if packed.shape[0] < prompts * self._longest:
+            padded = packed.new_zeros(prompts * self._longest, heads, size)
+            padded[self._places] = packed
+            packed = padded
+        return packed.reshape(prompts, self._longest, heads, size).transpose(1, 2).contiguous()
+
+    def _as_rows(self, tensor: Tensor) -> Tensor:
+        """Room for the rows' own keys or values, `[R, g, T, d]`."""
+        return tensor.new_empty(len(self.rows), tensor.shape[1], _FIRST_CAPACITY, tensor.shape[3])
+
+    def _make_room(self) -> None:
+        """Double the room for own keys and values when it is used up."""
+        if not self._own_cache or self.steps < self._own_cache[0][0].shape[2]:
+            return
+        for layer, pair in enumerate(self._own_cache):
+            # Rows that left earlier are not carried along.
+            grown = [torch.cat((t, torch.empty_like(t)), dim=2) for t in (c[: len(self.rows)] for c in pair)]
+            self._own_cache[layer] = (grown[0], grown[1])
+
+    def _arrange(self) -> None:
+        """Work out which row stands where in the grid `[prompts, width]` of the shared part."""
+        self._longest = max((len(self._prompts[prompt]) for prompt in self._slots), default=0)
+        place = {prompt: slot for slot, prompt in enumerate(self._slots)}
+        members: list[list[int]] = [[] for _ in self._slots]
+        for row, prompt in enumerate(self.rows):
+            members[place[prompt]].append(row)
+        self._width = max(map(len, members), default=0)
+        lengths = [len(self._prompts[prompt]) for prompt in self.rows]
+        self._row_lengths = torch.tensor(lengths, dtype=torch.long, device=self._device)
+        self._grid: Tensor | None = None
+        self._flat: Tensor | None = None
+        flat = [0] * len(self.rows)
+        grid = [0] * (len(members) * self._width)
+        for slot, found in enumerate(members):
+            for column, row in enumerate(found):
+                flat[row] = slot * self._width + column
+                grid[flat[row]] = row
+        if grid != list(range(len(self.rows))):
+            self._grid = torch.tensor(grid, device=self._device)
+            self._flat = torch.tensor(flat, device=self._device)
+        ragged = any(length != self._longest for length in lengths)
+        column = torch.arange(self._longest, device=self._device)
+        self._padding = (column >= self._row_lengths[:, None])[:, None, None] if ragged else None
+        self._masks = {}
+
+    def _prompt_mask(self, window: int | None) -> Tensor | None:
+        """`[R, 1, 1, L]` bool, True on prompt positions that a row does not see in this step; None if it sees all."""
+        if window not in self._masks:
+            mask = self._padding
+            if window is not None and self._longest + self.steps >= window:
+                column = torch.arange(self._longest, device=self._device)
+                far = (self._row_lengths[:, None] + self.steps - column >= window)[:, None, None]
+                mask = far if mask is None else mask | far
+            self._masks[window] = mask
+        return self._masks[window]
+
+
+def _softmax(scores: Tensor, softcap: float | None, sinks: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Softmax in float32 over `[R, g, h/g, L + t]`, with a cap on the scores and a sink per head where there are."""
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+        if mask is not None:
+            scores[..., : mask.shape[-1]].masked_fill_(mask, torch.finfo(scores.dtype).min)
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32)
+    sink = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1).expand(scores.shape[0], -1, -1, 1)
+    return torch.cat((scores, sink), -1).softmax(-1, dtype=torch.float32)[..., :-1]
+
+
+def _fill_holes(alive: Sequence[bool]) -> list[int]:
+    """Which old place each new one takes when those that stay close up: `[new] -> old`, as few moved as possible."""
+    left = sum(alive)
+    order = list(range(left))
+    movers = iter(place for place in range(left, len(alive)) if alive[place])
+    for place in range(left):
+        if not alive[place]:
+            order[place] = next(movers)
+    return order
