@@ -100,6 +100,9 @@ class TrainingConfig(RecordsConfig):
     """So many steps are sorted by length together before they are cut and shuffled. 1 keeps steps unbiased in length,
     which packed rows need not pay for; more saves padding where rows are padded."""
 
+    token_cache: str = "auto"
+    """Folder in which token ids are kept for the next run on the same texts; `auto` is `plaudit/tokens` in the user's
+    cache folder (`$XDG_CACHE_HOME`, `~/.cache`), `off` keeps none. What takes less than a second is not kept."""
     prefetch: int = Field(default=2, ge=0)
     """Micro-batches that a background thread packs ahead while the network works; 0 packs each when it is needed."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from plaudit.data.records import Prompt
-from plaudit.data.templates import ChatTemplate, Rendering, TextTemplate, bare_prompt
+from plaudit.data.templates import ChatTemplate, TextTemplate, bare_prompt
 from plaudit.data.vocabulary import without_surrogates
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class TextTokeniser:
         template: "chat", "plain" or "raw": what is in use (see `plaudit.data.templates`); "pair" for encoders.
         end_token: text of the token that ends every answer; None for encoders.
         completion_token_type: token type of the second text of a pair; 0 for decoders.
+        template_options: further arguments of the chat template.
         counts: what happened so far: `groups`, `completions`, `prompts_truncated`, `prompt_tokens_dropped`,
             `completions_truncated`, `completion_tokens_dropped`, `refused`, `unstable`, `verbatim`, `surrogates`.
     """
@@ -144,6 +145,7 @@ class TextTokeniser:
         self.completion_token_type = 0
         self.counts: Counter[str] = Counter()
         self.template: str = "pair"
+        self.template_options = dict(template_options or {})
         if causal:
             self._set_template(template, end_token, template_options)
             self._head = [] if self.template == "chat" else _leading_specials(tokenizer)
@@ -221,6 +223,12 @@ class TextTokeniser:
         self.counts["completions"] += len(texts)
         return group
 
+    def recount(self, counts: Mapping[str, int]) -> None:
+        """Count a group that was tokenised earlier and kept, as if it had been tokenised now."""
+        if counts.get("unstable"):
+            self._report_unstable(counts["completions"])
+        self.counts.update({name: count for name, count in counts.items() if name != "unstable"})
+
     def _decoder_blocks(
         self, prompt: Prompt, texts: list[str], cut_off: list[bool]
     ) -> tuple[int, list[TokenisedBlock]]:
@@ -233,7 +241,7 @@ class TextTokeniser:
         if all(r.stable for r in renderings):
             prefix = self._head + self._encode([renderings[0].prefix])[0]
             return self._head_length(prefix), [TokenisedBlock(prefix, continuations, slots)]
-        self._report_unstable(renderings)
+        self._report_unstable(len(renderings))
         prefixes = [self._head + ids for ids in self._encode([r.prefix for r in renderings])]
         blocks = [TokenisedBlock(prefixes[k], [continuations[k]], [k]) for k in slots]
         return self._head_length(prefixes[0]), blocks
@@ -328,12 +336,12 @@ class TextTokeniser:
             return self._clean(prompt)
         return tuple(type(m)(m.role, self._clean(m.content)) for m in prompt)
 
-    def _report_unstable(self, renderings: list[Rendering]) -> None:
+    def _report_unstable(self, num_completions: int) -> None:
         if not self.counts["unstable"]:
             logger.warning(
                 "the chat template renders a prompt differently once an answer follows; such groups take one block "
                 "per completion (first seen with %d completions)",
-                len(renderings),
+                num_completions,
             )
         self.counts["unstable"] += 1
 

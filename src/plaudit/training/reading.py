@@ -1,8 +1,10 @@
 """Records for a run: read from files or handed over, split, checked for what they can teach, tokenised, counted."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from plaudit.configs.base import ConfigError
@@ -17,8 +19,12 @@ from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.data.splits import prompt_key, split_comparisons
 from plaudit.data.splitting import part_counts
+from plaudit.data.token_cache import TokenCache, cache_folder
 from plaudit.data.tokenising import TextTokeniser, TextTooLongError, TokenisedGroup
 from plaudit.training.messages import say, warn
+
+SECONDS_WORTH_KEEPING = 1.0
+"""Texts that are tokenised faster than this are not worth a file."""
 
 Record = TypeVar("Record", Comparison, Demonstration)
 
@@ -188,6 +194,7 @@ def tokenise_records(
     why_unusable: Callable[[Record], str | None] = lambda record: None,
     kind: str,
     quiet: bool = False,
+    token_cache: str = "off",
 ) -> TokenisedRecords[Record]:
     """Tokenise what can be used; what teaches nothing or does not fit is refused, counted by reason, and said.
 
@@ -200,6 +207,7 @@ def tokenise_records(
         why_unusable: a reason, or None for a usable record.
         kind: what the records are, for the message.
         quiet: do not print the counts.
+        token_cache: folder in which token ids are kept; `auto` or `off` (see `TrainingConfig`).
 
     Raises:
         ValueError: for a text that does not fit (see `on_error`), naming the record; or if no record is left.
@@ -207,13 +215,15 @@ def tokenise_records(
     kept: list[Record] = []
     groups: list[TokenisedGroup] = []
     names: list[str] = []
+    cache = _open_cache(token_cache, tokeniser)
+    started = time.perf_counter()
     for number, record in enumerate(records):
         name = record.id or f"{kind} number {number}"
         reason = why_unusable(record)
         if reason is None:
             completions = record.completions if isinstance(record, Comparison) else (record.completion,)
             try:
-                group = tokeniser.group(record.prompt, completions)
+                group = (cache or tokeniser).group(record.prompt, completions)
             except TextTooLongError as error:
                 if on_error == "refuse":
                     raise TextTooLongError(f"{name}: {error}; on_error: skip leaves such records out") from error
@@ -225,8 +235,12 @@ def tokenise_records(
         kept.append(record)
         groups.append(group)
         names.append(name)
+    if cache is not None and cache.misses and time.perf_counter() - started >= SECONDS_WORTH_KEEPING:
+        cache.write()
     if not quiet:
         say(f"{kind}s: {counts}")
+        if cache is not None and cache.hits:
+            say(f"{kind}s: token ids of {cache.hits} were kept from an earlier run (token_cache: {token_cache})")
         if truncated := tokeniser.counts["prompts_truncated"]:
             say(f"{kind}s: {truncated} prompts cut from the left to fit {tokeniser.max_length} tokens")
         if shortened := tokeniser.counts["completions_truncated"]:
@@ -234,6 +248,12 @@ def tokenise_records(
     if not kept:
         raise ValueError(f"no usable {kind} is left: {counts}")
     return TokenisedRecords(kept, groups, names, counts, tokeniser.causal, packed)
+
+
+def _open_cache(choice: str, tokeniser: TextTokeniser) -> TokenCache | None:
+    if choice == "off":
+        return None
+    return TokenCache(cache_folder() / "tokens" if choice == "auto" else Path(choice), tokeniser)
 
 
 def _gather(
