@@ -143,6 +143,15 @@ def test_the_rule_holds_where_the_published_one_does_not(decoder_folder: str) ->
     assert not model.head.bias.any()
 
 
+def test_a_head_may_start_smaller_or_at_zero(decoder_folder: str) -> None:
+    usual, half, zero = (
+        build(decoder_folder, initial_spread=spread).score(PROMPTS, COMPLETIONS)[0].raw for spread in (1.0, 0.5, 0.0)
+    )
+    assert torch.allclose(half, usual / 2, atol=1e-6)
+    assert usual.any()
+    assert not zero.any()
+
+
 def test_attributes_and_their_total(decoder_folder: str) -> None:
     model = build(decoder_folder, attributes=("helpful", "brief"), attribute_weights=(2.0, -0.5))
     result = model.score(PROMPTS, COMPLETIONS)[0]

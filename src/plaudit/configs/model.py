@@ -65,6 +65,10 @@ class RewardModelConfig(Config):
     attribute_weights: tuple[float, ...] | None = None
     """Weight of each attribute in the total; None weighs them equally, `1/A` each."""
 
+    initial_spread: float = Field(default=1.0, ge=0)
+    """Standard deviation of a fresh head's first scores. 1 is the published choice; where judgements are few, a head
+    that starts at 0 has no noise to unlearn (see the study on real data)."""
+
     lora: LoraConfig | None = None
     """Train adapters instead of the whole backbone."""
 

@@ -180,6 +180,8 @@ class RewardModel(nn.Module):
             too_long=config.too_long,
         )
         model = cls(backbone, tokenizer, parts, seed=config.seed)
+        with torch.no_grad():
+            model.head.weight.mul_(config.initial_spread)
         if config.lora is not None:
             from plaudit.models.lora import add_lora
 
