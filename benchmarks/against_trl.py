@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from common import ROOT, median_ratio, save, table
 from lockstep import Worker, take_turns
+from peer_model import exploded_pairs
 from peers import TRL, trl_python
+from work_loop import batches
 from workloads import DATA, WORKLOADS, Workload, prepare
 
 HERE = Path(__file__).parent
@@ -52,12 +54,10 @@ def measure(workload: Workload, steps: int, data: Path, *, device: str = "cpu") 
 
 def tokens_of(folder: Path) -> dict[str, list[int]]:
     """Places that each way puts through the network in every measured step, padding included."""
-    from work_loop import batches
-
     settings = json.loads((folder / "steps.json").read_text())
     peer_pairs = settings["workload"]["peer_pairs"]
     measured = settings["steps"][1:]
-    chunks = [pairs_in_order(settings["steps"])[number + 1] for number in range(len(measured))]
+    chunks = exploded_pairs(settings["steps"])[1:]
     causal = not (folder / "backbone").exists()
     return {
         "trl": [
@@ -78,18 +78,6 @@ def tokens_of(folder: Path) -> dict[str, list[int]]:
             sum(group["unique"] if causal else sum(map(len, group["rows"])) for group in step) for step in measured
         ],
     }
-
-
-def pairs_in_order(steps: list[list[dict[str, Any]]]) -> list[list[tuple[list[int], list[int]]]]:
-    """The pairs of every step as TRL gets them: the same shuffle as `work_trl.pairs_of`."""
-    import random
-
-    rng, result = random.Random(0), []
-    for step in steps:
-        pairs = [(group["rows"][w], group["rows"][l]) for group in step for w, l in group["pairs"]]
-        rng.shuffle(pairs)
-        result.append(pairs)
-    return result
 
 
 def check_agreement(folder: Path, losses: dict[str, list[float]]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
-"""Sequence classifiers for the peers (transformers and torch alone): the weights that Plaudit trains, by shared names."""
+"""What the peers train (transformers and torch alone): the weights that Plaudit trains, and the same pairs."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,13 @@ def shared_names(model: nn.Module) -> dict[str, Tensor]:
                 break
         named[name] = parameter
     return named
+
+
+def exploded_pairs(steps: list[list[dict[str, Any]]]) -> list[list[tuple[list[int], list[int]]]]:
+    """Every untied pair of every step as (better, worse) token ids, shuffled within its step as such data is."""
+    rng, result = random.Random(0), []
+    for step in steps:
+        pairs = [(group["rows"][better], group["rows"][worse]) for group in step for better, worse in group["pairs"]]
+        rng.shuffle(pairs)
+        result.append(pairs)
+    return result

@@ -1,7 +1,7 @@
-"""A careful training loop, written by hand: what a good engineer builds from torch and transformers in an afternoon.
+"""A careful training loop, written by hand: what a good engineer builds from torch and transformers in an hour.
 
-Each completion goes through the network once, as a padded row of its own; the rows of a prompt stay together, prompts of
-similar length share a forward pass, and every pair of a prompt is compared from its scores.
+Each completion goes through the network once, as a padded row of its own; the rows of a prompt stay together, prompts
+of similar length share a forward pass, and every pair of a prompt is compared from its scores.
 """
 
 import json
@@ -48,7 +48,7 @@ def batch_loss(model: nn.Module, groups: list[dict[str, Any]], pad_id: int, pair
     better, worse, first = [], [], 0
     for group in groups:
         better += [first + w for w, _ in group["pairs"]]
-        worse += [first + l for _, l in group["pairs"]]
+        worse += [first + loser for _, loser in group["pairs"]]
         first += len(group["rows"])
     differences = scores[torch.tensor(better, device=device)] - scores[torch.tensor(worse, device=device)]
     return -nn.functional.logsigmoid(differences).sum() / pairs_of_step

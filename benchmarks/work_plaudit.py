@@ -16,19 +16,24 @@ from plaudit.training.session import Session, prepare_output
 from plaudit.training.trackers import read_metrics
 
 
-def main(folder: Path, gradient_file: Path) -> None:
-    """Train once through all steps of the folder."""
+def open_run(folder: Path) -> tuple[RewardTrainer, Session]:
+    """Everything up to the first step."""
     config = training_config(folder)
     records = read_comparisons(folder / "records.jsonl").records
-    model = RewardModel.from_pretrained(folder / "model")
-    trainer, data_hash, _ = prepare(config, train=records, model=model)
+    trainer, data_hash, _ = prepare(config, train=records, model=RewardModel.from_pretrained(folder / "model"))
     check_ids(trainer, folder)
     prepare_output(config)
-    session = Session(config, trainer.trained, trainer.optimizer, data_hash=data_hash)
+    return trainer, Session(config, trainer.trained, trainer.optimizer, data_hash=data_hash)
+
+
+def main(folder: Path, gradient_file: Path) -> None:
+    """Train once through all steps of the folder."""
+    trainer, session = open_run(folder)
     turns = Turns(shared_names(trainer.model), gradient_file)
     run_steps(trainer, session)
-    losses = [line["loss"] for line in read_metrics(config.output / "metrics.jsonl") if "loss" in line]
-    turns.finish(losses, plaudit=plaudit.__version__, packed=model.packed)
+    metrics = read_metrics(trainer.config.output / "metrics.jsonl")
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    turns.finish(losses, plaudit=plaudit.__version__, packed=trainer.model.packed)
 
 
 def check_ids(trainer: RewardTrainer, folder: Path) -> None:

@@ -5,7 +5,6 @@ saving, no logging during the steps, its default optimizer (fused AdamW).
 """
 
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import transformers
 import trl
 from datasets import Dataset
 from lockstep import Turns
-from peer_model import load, shared_names
+from peer_model import exploded_pairs, load, shared_names
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -57,7 +56,7 @@ def main(folder: Path, gradient_file: Path) -> None:
         dataloader_pin_memory=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / ("backbone" if (folder / "backbone").exists() else "model"))
-    trainer = LossKeepingTrainer(model=model, args=arguments, train_dataset=pairs_of(steps), processing_class=tokenizer)
+    trainer = LossKeepingTrainer(model=model, args=arguments, train_dataset=elements(steps), processing_class=tokenizer)
     trainer.kept = []
     turns = Turns(shared_names(model), gradient_file)
     trainer.train()
@@ -68,16 +67,10 @@ def main(folder: Path, gradient_file: Path) -> None:
     turns.finish(losses, trl=trl.__version__, transformers=transformers.__version__)
 
 
-def pairs_of(steps: list[list[dict[str, Any]]]) -> Dataset:
-    """Every pair of every step as an element, shuffled within its step as such data is."""
-    rng = random.Random(0)
-    chosen, rejected = [], []
-    for step in steps:
-        pairs = [(group["rows"][w], group["rows"][l]) for group in step for w, l in group["pairs"]]
-        rng.shuffle(pairs)
-        chosen += [better for better, _ in pairs]
-        rejected += [worse for _, worse in pairs]
-    return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
+def elements(steps: list[list[dict[str, Any]]]) -> Dataset:
+    """Every pair of every step as an element of TRL's data."""
+    pairs = [pair for step in exploded_pairs(steps) for pair in step]
+    return Dataset.from_dict({"chosen_ids": [better for better, _ in pairs], "rejected_ids": [w for _, w in pairs]})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What is trained on: real rankings cut into fixed steps, the models they go through, and both as files.
 
 A prepared folder holds everything that the workers need, so that all of them see the same weights and ids:
-`records.jsonl` (in the order in which Plaudit's schedule visits them), `steps.json` (token ids and pairs of every step),
-`model/` (what transformers opens as a sequence classifier) or, for encoders, `backbone/` and `head.pt`.
+`records.jsonl` (in the order in which Plaudit's schedule visits them), `steps.json` (token ids and pairs of every
+step), `model/` (what transformers opens as a sequence classifier) or, for encoders, `backbone/` and `head.pt`.
 """
 
 import importlib.util
