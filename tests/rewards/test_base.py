@@ -10,7 +10,7 @@ import torch
 
 from plaudit.data.records import Message
 from plaudit.rewards.base import NonFiniteRewardError, Reward, Sample, Score, as_reward, score_values
-from plaudit.rewards.functions import FunctionReward, sample_reward
+from plaudit.rewards.functions import FunctionReward, SampleReward
 
 SAMPLES = [
     Sample("what is 2+2?", "4", columns={"answer": "4"}),
@@ -161,7 +161,7 @@ def test_metrics_leave_invalid_samples_out_and_count_them() -> None:
         "reward/x": 1.0,
     }
     assert score_values(SAMPLES, [None] * 3, name="r").metrics() == {"reward/invalid": 1.0}
-    assert sample_reward(lambda s: 1.0, "one")([]).metrics() == {"reward/invalid": 0.0}
+    assert SampleReward(lambda s: 1.0, "one")([]).metrics() == {"reward/invalid": 0.0}
 
 
 @pytest.mark.parametrize(

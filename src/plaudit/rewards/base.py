@@ -134,9 +134,11 @@ def as_reward(reward: Any, *, name: str | None = None, conversational: bool = Fa
         checked: Reward = reward
         return checked
     if isinstance(reward, torch.nn.Module):
+        from plaudit.models.reward_model import RewardModel
         from plaudit.rewards.model import ModelReward
 
-        return ModelReward(reward, name=name or "model")
+        if isinstance(reward, RewardModel):
+            return ModelReward(reward, name=name or "model")
     if isinstance(reward, str | Path):
         from plaudit.rewards.named import named_reward
 
@@ -209,7 +211,7 @@ def check_score(score: Score, samples: Sequence[Sample], *, name: str) -> Score:
     return score
 
 
-def _tensor(values: Sequence[float | None], name: str) -> Tensor:
+def _tensor(values: Sequence[Any], name: str) -> Tensor:
     numbers = []
     for value in values:
         if value is None:

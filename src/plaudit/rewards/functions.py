@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.data.records import Prompt
-from plaudit.rewards.base import Reward, Sample, Score, check_score, score_values
+from plaudit.rewards.base import Sample, Score, check_score, score_values
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,23 @@ class CheckedReward:
         return check_score(score, samples, name=self.name)
 
 
-def sample_reward(function: Callable[[Sample], float | None], name: str) -> Reward:
-    """A function of one sample as a reward; how the rules are written."""
+@dataclass(frozen=True)
+class SampleReward:
+    """A function of one sample as a reward; how the rules are written.
 
-    def reward(samples: Sequence[Sample]) -> Score:
-        return score_values(samples, [function(sample) for sample in samples], name=name)
+    Attributes:
+        function: from a sample to its reward, or None where it has none.
+        name: what it is called in logs and errors.
+    """
 
-    reward.__name__ = reward.__qualname__ = name
-    return CheckedReward(reward, name)
+    function: Callable[[Sample], float | None]
+    name: str
+
+    is_checked = True
+
+    def __call__(self, samples: Sequence[Sample]) -> Score:
+        """The function's value for each sample."""
+        return score_values(samples, [self.function(sample) for sample in samples], name=self.name)
 
 
 def takes_samples(function: Callable[..., Any]) -> bool:

@@ -1,0 +1,145 @@
+"""Rewards by name, as the command line and configuration files write them: `length_penalty=0.01`."""
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from plaudit.rewards.base import Reward
+from plaudit.rewards.diversity import mtld, type_token
+from plaudit.rewards.fluency import fluency
+from plaudit.rewards.readability import readability
+from plaudit.rewards.relevance import lexical_overlap, similarity
+from plaudit.rewards.rules import (
+    exact_match,
+    json_schema,
+    keywords,
+    length_penalty,
+    matches,
+    numeric_match,
+    repetition,
+    target_length,
+)
+
+RULES: dict[str, Callable[..., Reward]] = {
+    "length_penalty": length_penalty,
+    "target_length": target_length,
+    "repetition": repetition,
+    "type_token": type_token,
+    "mtld": mtld,
+    "matches": matches,
+    "json_schema": json_schema,
+    "keywords": keywords,
+    "exact_match": exact_match,
+    "numeric_match": numeric_match,
+    "fluency": fluency,
+    "similarity": similarity,
+    "lexical_overlap": lexical_overlap,
+    "readability": readability,
+}
+"""Every rule by its name."""
+
+_ONE_TEXT = frozenset({"matches"})
+"""Rules whose value is one text, with commas and equal signs in it."""
+
+
+def named_reward(text: str, *, name: str | None = None, options: Mapping[str, Any] | None = None) -> Reward:
+    """A reward from what a user writes.
+
+    Args:
+        text: `http://…`, the address of a server; `RULE`, `RULE=VALUE` (its first option), `RULE=VALUE,KEY=VALUE,…`
+            or `RULE={"key": value, …}` (JSON); anything else is the folder or Hugging Face name of a reward model.
+        name: its name in logs.
+        options: more options of the rule, the model or the server, which win over those in the text.
+
+    Raises:
+        ValueError: for an unknown rule or option, or a model that cannot be opened.
+    """
+    more = dict(options or {})
+    if re.match(r"https?://", text):
+        from plaudit.rewards.remote import RemoteReward
+
+        return RemoteReward(text, name=name or "remote", **more)
+    rule, given, value = text.partition("=")
+    if rule in RULES:
+        return _renamed(_build(rule, value if given else None, more), name)
+    near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.75)
+    if given and not Path(text).exists():
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(f"reward {text!r}: there is no rule {rule!r}{hint} The rules are {', '.join(RULES)}")
+    if near and not Path(text).exists():
+        raise ValueError(f"reward {text!r} is neither a rule nor a folder; did you mean {near[0]}?")
+    from plaudit.rewards.model import ModelReward
+
+    return ModelReward.from_pretrained(text, name=name, **more)
+
+
+def rule_table() -> list[tuple[str, str, str]]:
+    """Name, options with their defaults, and formula of every rule."""
+    rows = []
+    for name, factory in RULES.items():
+        parameters = inspect.signature(factory).parameters.values()
+        listed = ", ".join(
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters if p.kind != p.VAR_KEYWORD
+        )
+        rows.append((name, listed, (inspect.getdoc(factory) or "").partition("\n")[0]))
+    return rows
+
+
+def _build(rule: str, value: str | None, more: dict[str, Any]) -> Reward:
+    factory = RULES[rule]
+    parameters = inspect.signature(factory).parameters
+    options = {**_options(rule, value, next(iter(parameters), "")), **more}
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    open_ended = len(known) < len(parameters)
+    for key in options:
+        if key not in known and not open_ended:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"reward {rule} has no option {key!r}{hint} Its options are {', '.join(known)}")
+    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if missing:
+        raise ValueError(f"reward {rule} needs {missing[0]}: {rule}=VALUE")
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(f"reward {rule}={value}: {error}") from error
+
+
+def _options(rule: str, value: str | None, first: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if value.startswith("{"):
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"reward {rule}: {value!r} begins like JSON and is none: {error}") from error
+        return dict(found)
+    if rule in _ONE_TEXT:
+        return {first: value}
+    options: dict[str, Any] = {}
+    for item in value.split(","):
+        key, given, text = item.partition("=")
+        if given:
+            options[key.strip()] = _value(text)
+        elif options:
+            raise ValueError(f"reward {rule}={value}: {item!r} is no KEY=VALUE")
+        else:
+            options[first] = _value(item)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, int | float | bool) or found is None else text
+
+
+def _renamed(reward: Reward, name: str | None) -> Reward:
+    return reward if name is None else replace(reward, name=name)  # type: ignore[type-var]

@@ -1,0 +1,164 @@
+"""Reward models as rewards: the model's own numbers, whatever the policy's tokenizer, and never a changed weight."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from plaudit.data.records import Message
+from plaudit.models.reward_model import RewardModel
+from plaudit.rewards.base import Sample, as_reward
+from plaudit.rewards.combine import combine
+from plaudit.rewards.model import ModelReward, frozen, weights_hash
+from plaudit.rewards.normalise import stored_of
+from tests.models.conftest import word_tokenizer
+from tests.models.test_saving import build
+
+SAMPLES = [
+    Sample("why is it so", "no"),
+    Sample("the cat", "very bad yes"),
+    Sample("why is it so", "the cat sat", finished=False),
+    Sample((Message("user", "why"),), "no no"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("reward") / "kind"
+    word_tokenizer().save_pretrained(place / "tokenizer")
+    model = build(str(place / "tokenizer"))
+    model.set_normalisation(-1.5, 2.0)
+    model.save_pretrained(place)
+    return place
+
+
+def test_the_scores_are_the_models_own(folder: Path) -> None:
+    model = RewardModel.from_pretrained(folder)
+    wanted = [float(model.score([s.prompt], [[s.completion]])[0].normalised[0]) for s in SAMPLES]
+    score = as_reward(model)(SAMPLES)
+    own = [0, 1, 3]
+    assert score.total[own].tolist() == pytest.approx([wanted[i] for i in own], abs=1e-5)
+    # The cut-off answer is read without an end token.
+    group = model.text_tokeniser.group(SAMPLES[2].prompt, ["the cat sat"], cut_off=[True])
+    from plaudit.models.scoring import score_groups
+
+    raw = score_groups(model, [group])[0]
+    assert float(score.total[2]) == pytest.approx(float(model.normalise(raw)[0]), abs=1e-5)
+    assert abs(float(score.total[2]) - wanted[2]) > 1e-3
+    raw_scores = ModelReward(model, normalised=False)(SAMPLES).total
+    assert (raw_scores - score.total).tolist() == pytest.approx([-1.5] * 4, abs=1e-5)
+
+
+def test_a_folder_is_a_reward_and_its_name_the_folders(folder: Path) -> None:
+    for given in (folder, str(folder)):
+        score = as_reward(given)(SAMPLES)
+        assert list(score.parts) == ["kind"]
+    assert torch.equal(score.total, as_reward(RewardModel.from_pretrained(folder))(SAMPLES).total)
+
+
+def test_a_classifier_by_others_is_a_reward(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    from tests.models.conftest import ARCHITECTURES
+
+    kind, sizes = ARCHITECTURES["bert"]
+    config = AutoConfig.for_model(kind, **sizes, num_labels=1, problem_type="regression")
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer(encoder=True).save_pretrained(tmp_path)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    inputs = AutoTokenizer.from_pretrained(tmp_path)("the cat", "very bad yes", return_tensors="pt")
+    with torch.no_grad():
+        wanted = float(classifier(**inputs).logits[0, 0])
+    assert float(as_reward(tmp_path)(SAMPLES[1:2]).total[0]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_cannot_be_scored_is_invalid(folder: Path) -> None:
+    reward = ModelReward.from_pretrained(folder, max_length=16)
+    score = reward([*SAMPLES[:2], Sample("why", "no " * 20), Sample("why", "", finished=False), Sample("why", "")])
+    assert score.valid.tolist() == [True, True, False, False, True]
+    assert "max_length 16" in score.problems[2]
+    assert score.problems[3] == "nothing was said"
+
+
+def test_attributes_are_parts(tmp_path: Path) -> None:
+    word_tokenizer().save_pretrained(tmp_path)
+    model = build(str(tmp_path), attributes=("kind", "right"), attribute_weights=(1.0, 3.0))
+    score = as_reward(model)(SAMPLES)
+    assert set(score.parts) == {"kind", "right"}
+    assert torch.allclose(score.parts["kind"] + 3 * score.parts["right"], score.total, atol=1e-5)
+
+
+def test_no_score_depends_on_its_company(folder: Path) -> None:
+    reward = ModelReward.from_pretrained(folder, max_length=8, too_long="truncate_prompt")
+    samples = [Sample("why is it so the cat sat", text) for text in ("no", "very bad yes the cat")]
+    together = reward(samples).total
+    alone = torch.cat([reward([sample]).total for sample in samples])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_scoring_leaves_the_model_frozen_and_in_evaluation_mode(folder: Path) -> None:
+    model = RewardModel.from_pretrained(folder).train()
+    reward = ModelReward(model)
+    assert not model.training
+    before = weights_hash(model)
+    assert not reward(SAMPLES).total.requires_grad
+    reward.check()
+    assert weights_hash(model) == before
+    policy = torch.nn.Linear(2, 2)
+    combined = combine({"kind": reward, "rule": lambda completions: [0.0] * len(completions)})
+    torch.optim.SGD(policy.parameters(), 1.0).step()
+    combined.check()
+
+
+def nudge(module: Any) -> None:
+    next(iter(module.parameters())).data.view(-1)[0] += 1e-6
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (nudge, "weights of a frozen Sequential changed"),
+        (lambda m: m.register_buffer("extra", torch.zeros(1)), "changed"),
+        (lambda m: m[1].train(), "training mode: 1"),
+        (lambda m: m[0].weight.requires_grad_(True), "asks for gradients: 0.weight"),
+    ],
+)
+def test_what_is_done_to_a_frozen_model_is_seen(harm: Any, message: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout())
+    guard = frozen(module)
+    guard.check()
+    harm(module)
+    with pytest.raises(RuntimeError, match=message):
+        guard.check()
+
+
+def test_the_hash_knows_names_types_shapes_and_bytes() -> None:
+    def hashed(**weights: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        for name, value in weights.items():
+            module.register_buffer(name, value)
+        return weights_hash(module)
+
+    one = torch.tensor([1.0, 0.0])
+    others = [
+        hashed(a=one),
+        hashed(b=one),
+        hashed(a=one.bfloat16()),
+        hashed(a=one[None]),
+        hashed(a=torch.tensor([1.0, -0.0])),
+        hashed(a=torch.tensor(True)),
+    ]
+    assert len(set(others)) == len(others)
+    assert hashed(a=one, b=one) == hashed(b=one.clone(), a=one.clone())
+
+
+def test_the_stored_spread_of_a_model(folder: Path) -> None:
+    model = RewardModel.from_pretrained(folder)
+    score = as_reward(model)(SAMPLES)
+    assert torch.allclose(stored_of(model)(score).total, score.total / 2.0)
+    model.is_normalised.fill_(False)
+    with pytest.raises(ValueError, match="no stored mean"):
+        stored_of(model)
