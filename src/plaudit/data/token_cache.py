@@ -132,7 +132,7 @@ class TokenCache:
         if self._folder is None or not self._new:
             return None
         buffer = io.BytesIO()
-        np.savez(buffer, **_pack(self._new))
+        np.savez(buffer, **_pack(self._new))  # type: ignore[arg-type]
         data = buffer.getvalue()
         path = self._folder / f"{hashlib.sha256(data).hexdigest()}.npz"
         try:
@@ -212,19 +212,19 @@ def _pack(groups: dict[bytes, tuple[TokenisedGroup, Counter[str]]]) -> Arrays:
 
 def _unpack(arrays: Arrays, row: int) -> tuple[TokenisedGroup, Counter[str]]:
     first_id, first_form = (int(arrays[name][row - 1]) if row else 0 for name in ("id_ends", "form_ends"))
-    ids = iter(arrays["ids"][first_id : int(arrays["id_ends"][row])].tolist())
+    ids: list[int] = arrays["ids"][first_id : int(arrays["id_ends"][row])].tolist()
     form = iter(arrays["forms"][first_form : int(arrays["form_ends"][row])].tolist())
 
-    def take(count: int) -> list[int]:
-        return [next(ids) for _ in range(count)]
-
-    blocks = []
+    blocks, place = [], 0
     for _ in range(next(form)):
-        prefix, count = take(next(form)), next(form)
+        length, count = next(form), next(form)
+        prefix, place = ids[place : place + length], place + length
         slots, completions = [], []
         for _ in range(count):
-            slots.append(next(form))
-            completions.append(take(next(form)))
+            slot, length = next(form), next(form)
+            slots.append(slot)
+            completions.append(ids[place : place + length])
+            place += length
         blocks.append(TokenisedBlock(prefix, completions, slots))
     counts = dict(zip(COUNTED, arrays["counts"][row].tolist(), strict=True))
     return TokenisedGroup(tuple(blocks)), Counter({name: count for name, count in counts.items() if count})
