@@ -288,6 +288,7 @@ class TokenMDP:
         values: Tensor | None = None,
     ) -> Trajectory:
         rows = prompts.unsqueeze(1)
+        tokens = tokens.masked_fill(~mask, 0)
         reference = self.reference_logprobs[rows, prefixes, tokens]
         logprobs = reference if logprobs is None else logprobs
         values = torch.zeros_like(reference) if values is None else values
