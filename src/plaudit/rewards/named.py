@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError, validate_call
+
 from plaudit.rewards.base import Reward
 from plaudit.rewards.diversity import mtld, type_token
 from plaudit.rewards.fluency import fluency
@@ -45,6 +47,10 @@ RULES: dict[str, Callable[..., Reward]] = {
 
 _ONE_TEXT = frozenset({"matches"})
 """Rules whose value is one text, with commas and equal signs in it."""
+
+
+_UNCHECKED = frozenset({"fluency"})
+"""Rules whose options are a model's, and checked by it."""
 
 
 def named_reward(text: str, *, name: str | None = None, options: Mapping[str, Any] | None = None) -> Reward:
@@ -104,10 +110,15 @@ def _build(rule: str, value: str | None, more: dict[str, Any]) -> Reward:
     missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
     if missing:
         raise ValueError(f"reward {rule} needs {missing[0]}: {rule}=VALUE")
-    try:
+    if rule in _UNCHECKED:
         return factory(**options)
-    except TypeError as error:
-        raise ValueError(f"reward {rule}={value}: {error}") from error
+    try:
+        checked: Reward = validate_call(factory, config=ConfigDict(arbitrary_types_allowed=True))(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0] if first["loc"] else "?"
+        raise ValueError(f"reward {rule}: option {key} is {first['input']!r}: {first['msg'].lower()}") from error
+    return checked
 
 
 def _options(rule: str, value: str | None, first: str) -> dict[str, Any]:
