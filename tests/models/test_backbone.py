@@ -56,6 +56,26 @@ def test_a_causal_language_model_loses_its_vocabulary_head(tmp_path: Path) -> No
         load_backbone(tmp_path)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_the_first_layers_alone_are_those_of_the_whole(architecture: str, tmp_path: Path) -> None:
+    whole = random_backbone(architecture, {**SIZES, "num_hidden_layers": 3}).eval()
+    whole.save_pretrained(tmp_path)  # type: ignore[operator]
+    ids = torch.arange(1, 6)[None]
+    seen: list[torch.Tensor] = []
+    layers = whole.encoder.layer if architecture == "bert" else whole.layers  # type: ignore[union-attr]
+    layers[1].register_forward_hook(  # type: ignore[index, union-attr, operator]
+        lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        whole(input_ids=ids)
+        cut = load_backbone(tmp_path, layers=2).eval()
+        found = cut(input_ids=ids).last_hidden_state
+        expected = seen[0] if architecture == "bert" else cut.norm(seen[0])  # type: ignore[operator]
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"backbone_layers: 4 asked for, but .* has 3"):
+        load_backbone(tmp_path, layers=4)
+
+
 def test_every_weight_of_an_encoder_is_used() -> None:
     assert not any("pooler" in name for name, _ in random_backbone("bert", SIZES).named_parameters())
 

@@ -37,6 +37,10 @@ class RewardModelConfig(Config):
     backbone_config: dict[str, Any] | None = None
     """Sizes for random weights, the keys of that architecture's transformers configuration."""
 
+    backbone_layers: int | None = Field(default=None, ge=1)
+    """Keep only the first layers of a pretrained backbone: faster, and where the last layers are made for another task
+    (sentence encoders) a middle layer often says more. None keeps all."""
+
     tokenizer: str | None = None
     """Name or folder of the tokenizer; None takes the backbone's own."""
 
@@ -94,6 +98,8 @@ class RewardModelConfig(Config):
             raise ValueError("give either backbone (pretrained) or model_type (random weights), not both or neither")
         if self.backbone is not None and self.backbone_config is not None:
             raise ValueError("backbone_config is for random weights; a pretrained backbone brings its own")
+        if self.backbone_layers is not None and (self.backbone is None or self.lora is not None):
+            raise ValueError("backbone_layers cuts a pretrained backbone that is trained in full; leave it out here")
         if self.model_type is not None and self.tokenizer is None:
             raise ValueError(f"model_type {self.model_type!r} starts from random weights: name a tokenizer as well")
         if len(set(self.attributes)) != len(self.attributes):

@@ -72,6 +72,7 @@ def load_backbone(
     trust_remote_code: bool = False,
     config: Any = None,
     variant: str | None = None,
+    layers: int | None = None,
 ) -> nn.Module:
     """A pretrained base model: token states, no vocabulary-sized logits.
 
@@ -82,15 +83,18 @@ def load_backbone(
         trust_remote_code: whether code in the folder may run.
         config: a configuration to use instead of the one in the folder.
         variant: the weight files' variant, as transformers names it.
+        layers: keep only the first so many layers (and what follows the last one, such as a final norm).
 
     Returns:
         The model, on the CPU, in training mode.
 
     Raises:
-        ValueError: if weights are missing, so that part of the model would be random.
+        ValueError: if weights are missing, so that part of the model would be random, or there are fewer layers.
     """
     config = config or AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     set_dropout(config, dropout)
+    if layers is not None:
+        _keep_layers(config, layers, name)
     model, report = AutoModel.from_pretrained(
         name,
         config=config,
@@ -105,6 +109,15 @@ def load_backbone(
         raise ValueError(f"{name}: {len(missing)} weights are missing and would be random, e.g. {missing[:3]}")
     model.train()
     return model  # type: ignore[no-any-return]
+
+
+def _keep_layers(config: Any, layers: int, name: str | Path) -> None:
+    text = config.get_text_config()
+    if layers > text.num_hidden_layers:
+        raise ValueError(f"backbone_layers: {layers} asked for, but {name} has {text.num_hidden_layers}")
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[:layers]
 
 
 def random_backbone(
@@ -162,7 +175,11 @@ def backbone_from_config(config: RewardModelConfig, tokenizer: Any) -> nn.Module
     """The backbone that a reward model's configuration asks for, with room for every id of the tokenizer."""
     if config.backbone is not None:
         model = load_backbone(
-            config.backbone, dtype=config.dtype, dropout=config.dropout, trust_remote_code=config.trust_remote_code
+            config.backbone,
+            dtype=config.dtype,
+            dropout=config.dropout,
+            trust_remote_code=config.trust_remote_code,
+            layers=config.backbone_layers,
         )
     else:
         sizes = {"vocab_size": len(tokenizer), **(config.backbone_config or {})}
