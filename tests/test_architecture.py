@@ -26,6 +26,7 @@ FLOOR = {
     "serving": 9,
     "labelling": 9,
     "cli": 10,
+    "__main__": 11,
 }
 """Each room's floor: a room imports from itself and from lower floors only."""
 
@@ -53,7 +54,9 @@ def name_of(file: Path) -> str:
 
 def room_of(file: Path) -> str:
     parts = file.relative_to(SOURCE).parts
-    return parts[0] if len(parts) > 1 else ""
+    if len(parts) > 1:
+        return parts[0]
+    return "__main__" if file.stem == "__main__" else ""
 
 
 def parse(file: Path) -> ast.Module:

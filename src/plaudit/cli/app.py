@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CycloptsError, ValueError, OSError) as error:
         if show_traceback:
             traceback.print_exc()
+        # Under torchrun every process may meet the same fault; each line says whose it is.
+        process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
         for line in str(error).strip().splitlines() or [type(error).__name__]:
-            sys.stderr.write(f"plaudit: {line}\n")
+            sys.stderr.write(f"plaudit: {process}{line}\n")
         sys.exit(2)

@@ -99,6 +99,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, step, torch.load(path / STATE, map_location="cpu", weights_only=True))
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that another process has verified, without checking it again.
+
+    Raises:
+        ValueError: if it is not visible here.
+    """
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: not there, although the first process has read it: output must be on a disk that all machines "
+            "of the run share"
+        ) from None
+    return Checkpoint(path, int(path.name.removeprefix(PREFIX)), state)
+
+
 def load_last_good(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None when there is none at all; every damaged one is reported.
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class NonFiniteError(ValueError):
@@ -49,7 +50,9 @@ def require_finite_gradient(norm: float, model: nn.Module, record_ids: Sequence[
 
 
 def _not_finite(gradient: Tensor | None) -> bool:
-    return gradient is not None and not bool(gradient.isfinite().all())
+    # Of a gradient in shards each process sees its own rows.
+    own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return own is not None and not bool(own.isfinite().all())
 
 
 def _records(names: Sequence[str], limit: int = 32) -> str:

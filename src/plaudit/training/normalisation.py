@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison, Demonstration, Prompt
+from plaudit.data.splitting import split_group
+from plaudit.data.tokenising import TokenisedGroup
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.messages import warn
+from plaudit.training.parallel import Network
+from plaudit.training.reading import RecordCounts, TokenisedRecords
 
 PROMPTS_AT_ONCE = 256
 
@@ -23,7 +28,9 @@ class ScoreStatistics:
     num_prompts: int
 
 
-def score_statistics(model: RewardModel, texts: dict[Prompt, list[str]], *, token_budget: int) -> ScoreStatistics:
+def score_statistics(
+    model: RewardModel, texts: dict[Prompt, list[str]], *, token_budget: int, network: Network | None = None
+) -> ScoreStatistics:
     """Mean and deviation over prompts, each prompt weighing the same however many completions it has.
 
     Equation, with `m_x` the mean over the completions of prompt x:
@@ -33,9 +40,14 @@ def score_statistics(model: RewardModel, texts: dict[Prompt, list[str]], *, toke
         model: scores with its raw outputs, without dropout.
         texts: completions by prompt.
         token_budget: tokens of one forward pass.
+        network: the model as several processes share it; each scores a part. All of them have to call this.
     """
     prompts = list(texts)
     values: list[Tensor] = []
+    if network is not None and network.processes.several:
+        groups = [model.text_tokeniser.group(prompt, texts[prompt]) for prompt in prompts]
+        values = [scores.double() for scores in shared_scores(model, network, groups, token_budget)]
+        prompts = []
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         chosen = prompts[start : start + PROMPTS_AT_ONCE]
         for result in model.score(chosen, [texts[prompt] for prompt in chosen], token_budget=token_budget):
@@ -43,7 +55,47 @@ def score_statistics(model: RewardModel, texts: dict[Prompt, list[str]], *, toke
             values.append(scores.double())
     mean = torch.stack([each.mean(0) for each in values]).mean(0)
     variance = torch.stack([(each - mean).square().mean(0) for each in values]).mean(0)
-    return ScoreStatistics(tuple(mean.tolist()), tuple(variance.sqrt().tolist()), len(prompts))
+    return ScoreStatistics(tuple(mean.tolist()), tuple(variance.sqrt().tolist()), len(texts))
+
+
+@torch.no_grad()
+def shared_scores(
+    model: RewardModel, network: Network, groups: Sequence[TokenisedGroup], token_budget: int
+) -> list[Tensor]:
+    """Raw scores of tokenised groups without dropout, computed by all processes together and known to all of them.
+
+    Args:
+        model: the reward model.
+        network: the same as the processes share it.
+        groups: `P` groups.
+        token_budget: most tokens of one forward pass, as far as single completions allow.
+
+    Returns:
+        For each group `[K, A]`, on the CPU; `A` is 1 without attributes.
+    """
+    processes, mine = network.processes, dict[int, list[list[float]]]()
+    records: TokenisedRecords[Comparison] = TokenisedRecords(
+        [], list(groups), [], RecordCounts(), model.causal, model.packed
+    )
+    idle = [min(groups, key=lambda group: group.num_tokens)]
+    training = model.training
+    model.eval()
+    for chosen, passes in processes.share(records.micro_batches(token_budget)):
+        parts = [[groups[index] for index in chosen]] if chosen else []
+        if len(chosen) == 1:
+            parts = [[part] for part in split_group(groups[chosen[0]], token_budget, packed=model.packed)]
+        mine.update({index: [[0.0]] * groups[index].num_slots for index in chosen})
+        for number in range(passes):
+            useful = number < len(parts)
+            batch = pack_groups(parts[number] if useful else idle, causal=model.causal).to(processes.device)
+            scores = network(batch).float().reshape(batch.layout.num_completions, -1).tolist()
+            places = zip(batch.layout.group_index.tolist(), batch.layout.slot_index.tolist(), strict=True)
+            for row, (group, slot) in zip(scores, places, strict=True) if useful else ():
+                mine[chosen[group]][slot] = row
+    model.train(training)
+    network.reshard()
+    found = {index: rows for part in processes.gather(mine) for index, rows in part.items()}
+    return [torch.tensor(found[index]) for index in range(len(groups))]
 
 
 def texts_by_prompt(records: Iterable[Comparison | Demonstration]) -> dict[Prompt, list[str]]:
@@ -61,6 +113,7 @@ def normalise_model(
     demonstrations: Sequence[Demonstration],
     *,
     token_budget: int,
+    network: Network | None = None,
 ) -> ScoreStatistics:
     """Store mean and deviation of the demonstrations' scores (without any: of the training completions') in the model.
 
@@ -71,7 +124,7 @@ def normalise_model(
         What was stored.
     """
     texts = texts_by_prompt(demonstrations or comparisons)
-    statistics = score_statistics(model, texts, token_budget=token_budget)
+    statistics = score_statistics(model, texts, token_budget=token_budget, network=network)
     std = tuple(value if value > 0 and math.isfinite(value) else 1.0 for value in statistics.std)
     if std != statistics.std:
         warn(f"the scores of {statistics.num_prompts} prompts do not vary: their standard deviation is stored as 1")

@@ -46,6 +46,19 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def reseed(seed: int, rank: int) -> None:
+    """Give every generator of process `rank` a stream of its own, so that processes drop different places out.
+
+    Process 0 goes on as it was: a single process draws what it always drew.
+    """
+    if rank == 0:
+        return
+    words = np.random.SeedSequence([seed, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002
+    torch.manual_seed(int(words[2]))
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed every generator from `seed` for the length of a block, and give the caller's own state back after it.

@@ -64,7 +64,7 @@ class TokenisedRecords(Generic[Record]):
     packed: bool
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.groups)
 
     @property
     def lengths(self) -> list[int]:

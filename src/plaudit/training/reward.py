@@ -3,8 +3,11 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -13,15 +16,16 @@ from torch import Tensor, nn
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.core.layout import scatter_to_table
 from plaudit.core.preference_losses import pairwise_ranking_loss
+from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Comparison, Demonstration
-from plaudit.data.targets import PreferenceTargets, make_targets
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.accumulation import backward_in_parts
 from plaudit.training.estimates import Estimate, estimate_run
-from plaudit.training.guards import require_finite_gradient, require_finite_losses
 from plaudit.training.messages import say
 from plaudit.training.normalisation import ScoreStatistics, normalise_model
 from plaudit.training.objectives import (
     ABSOLUTE_LOSSES,
+    PAIR_SUMS,
     PreferenceObjective,
     explode_pairs,
     loss_of,
@@ -30,16 +34,18 @@ from plaudit.training.objectives import (
     why_unusable,
 )
 from plaudit.training.optimizers import build_optimizer, clip_gradients
+from plaudit.training.parallel import Network
 from plaudit.training.precision import autocast, pick_device
-from plaudit.training.random_state import seeded
+from plaudit.training.processes import Processes, joined
+from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import (
     RecordCounts,
-    TokenisedRecords,
     read_demonstration_sources,
     read_training_comparisons,
     tokenise_records,
 )
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
+from plaudit.training.reward_batches import MicroBatch, RewardData
 from plaudit.training.run import Run
 from plaudit.training.session import Session, check_output, prepare_output, records_hash
 
@@ -59,32 +65,6 @@ class RewardTrainingResult(TrainingResult):
     tie_parameter: float | None = None
 
 
-@dataclass(frozen=True)
-class RewardData:
-    """The tokenised comparisons of one side of the split, and the loss of each."""
-
-    tokenised: TokenisedRecords[Comparison]
-    losses: list[str]
-    config: RewardTrainingConfig
-
-    @property
-    def weights(self) -> list[float]:
-        """The records' weights."""
-        return [record.weight for record in self.tokenised.records]
-
-    def targets(self, chosen: Sequence[int], num_slots: int) -> PreferenceTargets:
-        """What people said about the records of these indices."""
-        model = self.config.model
-        named = dict(zip(model.attributes, model.attribute_weights, strict=True)) if model.attribute_weights else None
-        return make_targets(
-            [self.tokenised.records[index] for index in chosen],
-            num_slots=num_slots,
-            attributes=model.attributes,
-            tie_threshold=self.config.tie_threshold,
-            attribute_weights=named,
-        )
-
-
 @dataclass
 class RewardTrainer:
     """The parts of one training run, put together by `main`.
@@ -94,7 +74,8 @@ class RewardTrainer:
         objective: the loss, with its tie parameter where it learns one.
         train: comparisons to learn from.
         held_out: comparisons to evaluate on, or None.
-        device: where the model is.
+        processes: who shares the run.
+        network: the model as all of them call it.
     """
 
     config: RewardTrainingConfig
@@ -102,27 +83,58 @@ class RewardTrainer:
     objective: PreferenceObjective
     train: RewardData
     held_out: RewardData | None
-    device: torch.device
+    processes: Processes
+    network: Network = field(init=False)
     trained: nn.ModuleDict = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.network = Network(self.model, self.processes, precision=self.config.precision)
         self.trained = nn.ModuleDict({"model": self.model, "objective": self.objective}).to(self.device)
         self.optimizer = build_optimizer(self.trained, self.config.optimizer, head_prefixes=HEAD_PREFIXES)
 
-    def scores(self, data: RewardData, chosen: Sequence[int]) -> tuple[Tensor, Tensor, PreferenceTargets]:
-        """Scores `[P, K]` or `[P, K, A]`, their totals `[P, K]`, and the targets of some records; float32."""
-        batch = data.tokenised.pack(chosen).to(self.device)
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.processes.device
+
+    def scores(self, micro: MicroBatch, number: int = 0) -> Tensor:
+        """Scores of one pass of a micro-batch, `[P, K]` or `[P, K, A]` in float32, 0 where another pass has the score.
+
+        An idle pass goes through the network too, and comes out as zeros with a graph.
+        """
+        batch = micro.passes[number]
         with self.autocast():
-            scores = scatter_to_table(self.model(batch), batch.layout)
-        return scores, self.model.total(scores), data.targets(chosen, batch.layout.num_slots).to(self.device)
+            scores: Tensor = self.network(batch)
+        if micro.idle[number]:
+            table: Tensor = scores.new_zeros((len(micro.indices), micro.num_slots, *scores.shape[1:]))
+            return table + 0.0 * scores.sum()
+        return scatter_to_table(scores, batch.layout)
+
+    def loss(
+        self, table: Tensor, micro: MicroBatch, weight_sum: float, *, smoothing: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The share of a micro-batch in the loss of a step whose records weigh `weight_sum`, from its score table."""
+        if micro.targets is None:
+            return table.sum(), {name: table.new_zeros(()) for name in PAIR_SUMS}
+        total = self.model.total(table)
+        found: tuple[Tensor, dict[str, Tensor]] = self.objective(
+            table, total, micro.targets, micro.losses, normaliser=weight_sum, smoothing=smoothing
+        )
+        return found
+
+    def backward(self, micro: MicroBatch, weight_sum: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradient of a micro-batch's share; returns the detached share and the sums for the metrics."""
+        return backward_in_parts(
+            [partial(self.scores, micro, number) for number in range(len(micro.passes))],
+            lambda table: self.loss(table, micro, weight_sum),
+            device=self.device,
+        )
 
     def micro_batch_loss(self, chosen: Sequence[int], weight_sum: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The share of these training records in the loss of a step whose records weigh `weight_sum` together."""
-        scores, total, targets = self.scores(self.train, chosen)
-        losses = [self.train.losses[index] for index in chosen]
-        loss, sums = self.objective(scores, total, targets, losses, normaliser=weight_sum)
-        return loss, sums
+        """The share of these training records in the loss of a step, in one pass and with its graph."""
+        micro = self.train.micro_batch(chosen).to(self.device)
+        return self.loss(self.scores(micro), micro, weight_sum)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The number format of the backbone."""
@@ -130,29 +142,34 @@ class RewardTrainer:
 
     @torch.no_grad()
     def evaluate(self, data: RewardData) -> dict[str, float]:
-        """Held-out metrics without dropout, smoothing, margins or centring.
+        """Held-out metrics without dropout, smoothing, margins or centring; each process looks at its share.
 
         Returns:
             `loss` (the training loss), `accuracy` and `margin` over judged untied pairs, `mean_reward`, and `log_loss`:
             `-(1/n_x) Σ log σ(r_w − r_l)` averaged over the prompts that have such pairs, in nats.
         """
         weight_sum = sum(data.weights)
-        loss = log_loss = paired_weight = 0.0
         sums: Counter[str] = Counter()
         self.trained.eval()
-        for chosen in data.tokenised.micro_batches(self.config.tokens_per_micro_batch):
-            scores, total, targets = self.scores(data, chosen)
-            names = [data.losses[index] for index in chosen]
-            part, more = self.objective(scores, total, targets, names, normaliser=weight_sum, smoothing=False)
+        batches = data.tokenised.micro_batches(self.config.tokens_per_micro_batch)
+        for chosen, parts in self.processes.share(batches):
+            micro = data.micro_batch(chosen, parts).to(self.device)
+            table = sum((self.scores(micro, number) for number in range(1, parts)), self.scores(micro))
+            part, more = self.loss(table, micro, weight_sum, smoothing=False)
+            sums.update({"loss": part.item(), **{name: value.item() for name, value in more.items()}})
+            total, targets = self.model.total(table), micro.targets
+            if targets is None:
+                continue
             pair_part, pair_metrics = pairwise_ranking_loss(
                 total, targets.tiers, targets.judged, weights=targets.weights, normaliser=1.0
             )
-            loss, log_loss = loss + part.item(), log_loss + pair_part.item()
-            paired_weight += pair_metrics["weight_sum"].item()
-            sums.update({name: value.item() for name, value in more.items()})
+            sums.update({"log_loss": pair_part.item(), "paired_weight": pair_metrics["weight_sum"].item()})
         self.trained.train()
-        metrics = {"loss": loss, **mean_metrics(sums)}
-        return metrics | ({"log_loss": log_loss / paired_weight} if paired_weight else {})
+        self.network.reshard()
+        found = self.processes.add(sums)
+        metrics = {"loss": found["loss"], **mean_metrics(found)}
+        paired = found.get("paired_weight", 0.0)
+        return metrics | ({"log_loss": found["log_loss"] / paired} if paired else {})
 
 
 def main(
@@ -181,24 +198,27 @@ def main(
         ValueError: for data, configurations and folders that cannot be used, and for non-finite losses.
     """
     started = time.perf_counter()
-    with seeded(config.seed):
+    with joined(config, dry_run=dry_run) as processes, seeded(config.seed):
+        config = processes.quieted(config)
         if not dry_run:
-            check_output(config)
-        trainer, hashed, counts = prepare(config, train, held_out, model)
+            processes.from_first(lambda: check_output(config))
+        trainer, hashed, counts = prepare(config, train, held_out, model, processes)
         texts, demonstration_counts = _demonstrations(trainer, demonstrations)
         if texts:
             counts["demonstrations"] = demonstration_counts
         if dry_run:
             return _estimate(trainer)
-        prepare_output(config)
-        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
+        processes.from_first(lambda: prepare_output(config))
+        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed, processes=processes)
+        reseed(config.seed, processes.rank)
         stopped_by = run_steps(trainer, session)
-        statistics, folder, metrics = None, None, session.state.evaluation
+        statistics, folder, metrics, final = None, None, session.state.evaluation, trainer.model
         if stopped_by in ENDS:
             metrics = session.keep_best_weights()
             statistics = _normalise(trainer, texts)
-            folder = _save_model(trainer, hashed)
-        trainer.model.eval()
+            final = trainer.network.whole(trainer.model)
+            folder = _save_model(trainer, final, hashed)
+        final.eval()
         tie = trainer.objective.tie_parameter
         result = RewardTrainingResult(
             output=config.output,
@@ -210,11 +230,12 @@ def main(
             seconds=time.perf_counter() - started,
             metrics=metrics,
             records=count_table(**counts),
-            model=trainer.model,
+            model=final,
             normalisation=statistics,
             tie_parameter=None if tie is None else tie.item(),
         )
-        result.write()
+        if processes.first:
+            result.write()
         return result
 
 
@@ -223,6 +244,7 @@ def prepare(
     train: Sequence[Comparison] | None = None,
     held_out: Sequence[Comparison] | None = None,
     model: RewardModel | None = None,
+    processes: Processes | None = None,
 ) -> tuple[RewardTrainer, str, dict[str, RecordCounts]]:
     """Read and tokenise the records and build the model.
 
@@ -230,7 +252,7 @@ def prepare(
         The trainer, the hash of the training records, and the counts by kind of record.
     """
     split = read_training_comparisons(config, train, held_out)
-    device = pick_device(config.device)
+    processes = processes or Processes(device=pick_device(config.device))
     model = RewardModel.from_backbone(config.model) if model is None else model
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -249,44 +271,44 @@ def prepare(
         counts["held-out comparisons"] = split.held_out_counts
         held = _tokenise(config, model, split.held_out, split.held_out_counts, "held-out comparison")
     objective = PreferenceObjective(config, initial_tie_rate=tie_rate(usable, config.tie_threshold))
-    trainer = RewardTrainer(config, model, objective, data, held, device)
-    return trainer, records_hash(data.tokenised.records), counts
+    hashed = records_hash(data.tokenised.records)
+    processes.require_same(training_records=hashed)
+    return RewardTrainer(config, model, objective, data, held, processes), hashed, counts
 
 
 def run_steps(trainer: RewardTrainer, session: Session) -> str:
     """The loop: from where the session stands to the end of the run; returns what ended it."""
     config, train = trainer.config, trainer.train
-    schedule = train.tokenised.schedule(config)
+    world = trainer.processes
+    schedule = train.tokenised.schedule(config, rank=world.rank, world_size=world.world_size)
     weights, names = train.weights, train.tokenised.names
     lengths = train.tokenised.lengths
     evaluates = trainer.held_out is not None
     run = Run(config, session, steps_per_epoch=schedule.steps_per_epoch, evaluates=evaluates, label="reward")
     trainer.trained.train()
-    with run:
-        for step in schedule.steps(run.state.step, run.total_steps):
+    batches = train.stream(schedule, run.state.step, run.total_steps, trainer.device)
+    with run, prefetched(batches, config.prefetch) as stream:
+        for step, micro_batches in groupby(stream, key=itemgetter(0)):
             if run.finished:
                 break
             run.begin_step()
+            trainer.network.begin_step(sum(step.parts))
             weight_sum = sum(weights[index] for index in step.indices)
             losses: list[Tensor] = []
             tally: dict[str, Tensor] = {}
-            for chosen in step.micro_batches:
-                if run.stop.requested:
+            for _, micro in micro_batches:
+                if run.stopping:
                     return run.break_off()
-                loss, sums = trainer.micro_batch_loss(chosen, weight_sum)
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
+                loss, sums = trainer.backward(micro, weight_sum)
+                losses.append(loss)
                 tally = {name: value + tally.get(name, 0) for name, value in sums.items()}
+            trainer.network.sum_gradients(trainer.objective.parameters())
             norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
-            # One wait for the device in a step: everything that is looked at comes over together.
-            numbers = torch.stack([*losses, norm, *tally.values()]).tolist()
-            step_losses, norm_value = numbers[: len(losses)], numbers[len(losses)]
+            step_losses, norm_value, sums_now = run.exchange(losses, norm, tally)
             record_names = [[names[index] for index in chosen] for chosen in step.micro_batches]
-            require_finite_losses(step_losses, record_names, step=step.number)
-            require_finite_gradient(norm_value, trainer.trained, record_names, step=step.number)
+            run.require_finite(step_losses, norm_value, record_names, trainer.trained)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
-            sums_now = dict(zip(tally, numbers[len(losses) + 1 :], strict=True))
             metrics = {"loss": sum(step_losses), **mean_metrics(sums_now), "gradient_norm": norm_value}
             run.end_step(metrics, tokens=sum(lengths[index] for index in step.indices), records=len(step.indices))
             if trainer.held_out is not None and run.evaluation_due:
@@ -324,6 +346,7 @@ def _tokenise(
         why_unusable=lambda record: why_unusable(record, config),
         kind=kind,
         quiet=config.quiet,
+        token_cache=config.token_cache,
     )
     return RewardData(tokenised, [loss_of(record, config) for record in tokenised.records], config)
 
@@ -347,6 +370,7 @@ def _demonstrations(
         on_error=config.on_error,
         kind="demonstration",
         quiet=config.quiet,
+        token_cache=config.token_cache,
     )
     return tokenised.records, counts
 
@@ -358,7 +382,11 @@ def _normalise(trainer: RewardTrainer, demonstrations: list[Demonstration]) -> S
     # No comparison says anything about the bias: what training left there is rounding, and other tools cannot hold it.
     torch.nn.init.zeros_(trainer.model.head.bias)
     comparisons = trainer.train.tokenised.records
-    statistics = normalise_model(trainer.model, comparisons, demonstrations, token_budget=config.tokens_per_micro_batch)
+    budget = config.tokens_per_micro_batch
+    with trainer.autocast() if trainer.network.strategy == "fsdp" else nullcontext():
+        statistics = normalise_model(
+            trainer.model, comparisons, demonstrations, token_budget=budget, network=trainer.network
+        )
     if not config.quiet:
         source = "demonstrations" if demonstrations else "training completions"
         shown = ", ".join(f"{mean:.4f} ± {std:.4f}" for mean, std in zip(statistics.mean, statistics.std, strict=True))
@@ -366,13 +394,15 @@ def _normalise(trainer: RewardTrainer, demonstrations: list[Demonstration]) -> S
     return statistics
 
 
-def _save_model(trainer: RewardTrainer, data_hash: str) -> Path:
-    """Save the model, and say what other tools will not see of it."""
+def _save_model(trainer: RewardTrainer, model: RewardModel, data_hash: str) -> Path:
+    """Save the model in the first process, and say what other tools will not see of it."""
     extra = {"training": trainer.config.model_dump(mode="json")}
     notes: list[str] = []
-    folder = save_whole(
-        lambda partial: notes.extend(trainer.model.save_pretrained(partial, data_hash=data_hash, extra=extra)),
-        trainer.config.output / "model",
+    folder = trainer.processes.from_first(
+        lambda: save_whole(
+            lambda partial: notes.extend(model.save_pretrained(partial, data_hash=data_hash, extra=extra)),
+            trainer.config.output / "model",
+        )
     )
     if not trainer.config.quiet:
         for note in notes:

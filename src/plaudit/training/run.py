@@ -1,11 +1,15 @@
 """The services around a training loop as one context: stop requests, trackers, progress, checkpoints, cadence."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+from torch import Tensor, nn
+
 from plaudit.configs.training import TrainingConfig
+from plaudit.training.guards import require_finite_gradient, require_finite_losses
 from plaudit.training.messages import say
 from plaudit.training.optimizers import set_learning_rate
 from plaudit.training.progress import ProgressReport
@@ -16,6 +20,7 @@ from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import Trackers
 
 SHOWN = ("loss", "accuracy")
+STOP_SIGNALS = ("SIGTERM", "SIGINT")
 STEPS_WORTH_SAVING = 50
 """Epochs of fewer steps do not each get a checkpoint: flushing to the disk would take longer than the steps."""
 
@@ -40,17 +45,21 @@ class Run:
         if config.patience is not None and not evaluates:
             raise ValueError(f"patience: {config.patience} needs held-out records; give held_out or held_out_fraction")
         self.total_steps = total_steps(config, steps_per_epoch)
-        self.stop = StopRequest()
+        self.processes = session.processes
+        self.stop = StopRequest(patient=self.processes.several)
+        self._agreed: str | None = None
         resumed = config.resume and session.resume()
         session.write_configuration()
         if resumed and not config.quiet:
             say(f"{label}: going on after step {self.state.step} of {self.total_steps}")
-        self.trackers = Trackers(
-            config.trackers,
-            config.output,
-            settings=config.model_dump(mode="json"),
-            resume_step=self.state.step if resumed else None,
-        )
+        self.trackers: Trackers | None = None
+        if self.processes.first:
+            self.trackers = Trackers(
+                config.trackers,
+                config.output,
+                settings=config.model_dump(mode="json"),
+                resume_step=self.state.step if resumed else None,
+            )
         self.progress = ProgressReport(
             self.total_steps, first_step=self.state.step, every=config.log_every, label=label, quiet=config.quiet
         )
@@ -70,7 +79,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.__exit__(kind, error, trace)
-        self.trackers.close()
+        if self.trackers is not None:
+            self.trackers.close()
         self.stop.__exit__(kind, error, trace)
 
     def begin_step(self) -> None:
@@ -90,9 +100,62 @@ class Run:
         """Save the run as it stood before the step that was begun; returns the name of the signal."""
         self.session.optimizer.zero_grad(set_to_none=True)
         path = self.session.saved_path or self.session.save(self._step_randomness)
-        self.trackers.flush()
-        say(f"{self.label}: stopped by {self.stop.requested} after step {self.state.step}; go on with resume ({path})")
-        return str(self.stop.requested)
+        if self.trackers is not None:
+            self.trackers.flush()
+        if self.processes.first:
+            say(f"{self.label}: stopped by {self.stopping} after step {self.state.step}; go on with resume ({path})")
+        return str(self.stopping)
+
+    @property
+    def stopping(self) -> str | None:
+        """The signal by which the run is to stop: at once in a single process, between two steps in several."""
+        return self._agreed if self.processes.several else self.stop.requested
+
+    def exchange(
+        self, losses: Sequence[Tensor], norm: Tensor, tally: Mapping[str, Tensor]
+    ) -> tuple[list[float], float, dict[str, float]]:
+        """What a step gave, in all processes together; the one wait for the device in a step.
+
+        Processes also agree here whether to stop, so that all of them do after the same step.
+
+        Args:
+            losses: a scalar per micro-batch, as many in every process.
+            norm: scalar, of the whole gradient, the same everywhere.
+            tally: scalars that add up over micro-batches and processes, under the same names in every process.
+
+        Returns:
+            The losses, process by process, the norm, and the sums.
+        """
+        count, rank, world = len(losses), self.processes.rank, self.processes.world_size
+        own = torch.stack([*losses, *tally.values()])
+        table = own.new_zeros(world, count)
+        table[rank] = own[:count]
+        flags = [float(self.stop.requested == name) for name in STOP_SIGNALS]
+        shared = self.processes.sum(torch.cat([table.flatten(), own[count:], own.new_tensor(flags)]))
+        *numbers, terminated, interrupted, norm_value = torch.cat([shared, norm.to(own)[None]]).tolist()
+        if terminated or interrupted:
+            self._agreed = STOP_SIGNALS[0] if terminated else STOP_SIGNALS[1]
+        return numbers[: world * count], norm_value, dict(zip(tally, numbers[world * count :], strict=True))
+
+    def require_finite(
+        self, losses: Sequence[float], norm: float, record_names: Sequence[Sequence[str]], trained: nn.Module
+    ) -> None:
+        """Stop all processes before the weights move, if a loss or the gradient of any of them is not finite.
+
+        Args:
+            losses: of every micro-batch, process by process, as `exchange` returns them.
+            norm: of the whole gradient.
+            record_names: of this process's micro-batches.
+            trained: whose gradients are looked at for the message.
+
+        Raises:
+            NonFiniteError: naming the records, those of other processes included.
+        """
+        if math.isfinite(norm) and all(map(math.isfinite, losses)):
+            return
+        everyone = [names for each in self.processes.gather(list(record_names)) for names in each]
+        require_finite_losses(losses, everyone, step=self.state.step)
+        require_finite_gradient(norm, trained, everyone, step=self.state.step)
 
     def end_step(self, metrics: Mapping[str, float], *, tokens: int, records: int) -> None:
         """Count a step whose update has been made, and log it."""
@@ -107,7 +170,7 @@ class Run:
         }
         shown = {name: metrics[name] for name in SHOWN if name in metrics}
         clock = self.progress.update(state.step, tokens=tokens, metrics=shown)
-        self.trackers.log(state.step, logged | clock)
+        self._log(logged | clock)
 
     @property
     def evaluation_due(self) -> bool:
@@ -120,7 +183,7 @@ class Run:
         state.evaluation = metrics
         if self.session.best.update(state.step, metrics[monitored]):
             state.best_evaluation = metrics
-        self.trackers.log(state.step, {f"eval/{name}": value for name, value in metrics.items()})
+        self._log({f"eval/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.progress.note(f"step {state.step}, held out: {shown}")
 
@@ -131,7 +194,8 @@ class Run:
         if self.config.save_every is None:
             due = due and self.state.step - self.session.saved_step >= STEPS_WORTH_SAVING
         if due or best_here or self.finished:
-            self.trackers.flush()
+            if self.trackers is not None:
+                self.trackers.flush()
             self.session.save()
 
     @property
@@ -142,6 +206,10 @@ class Run:
         if self.state.step < self.total_steps:
             return None
         return "max_steps" if self.state.step == self.config.max_steps else "epochs"
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        if self.trackers is not None:
+            self.trackers.log(self.state.step, metrics)
 
     def _due(self, every: int | None) -> bool:
         step = self.state.step

@@ -3,32 +3,37 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from plaudit.configs.base import dump_config
 from plaudit.configs.training import TrainingConfig
 from plaudit.training.checkpoints import (
+    Checkpoint,
     DamagedCheckpointError,
     checkpoint_path,
     load_checkpoint,
     load_last_good,
     prune_checkpoints,
+    read_checkpoint,
     save_checkpoint,
 )
 from plaudit.training.messages import say, warn
+from plaudit.training.parallel import put_optimizer, put_state, whole
+from plaudit.training.processes import OtherProcessError, Processes
 from plaudit.training.random_state import random_state, set_random_state
 from plaudit.training.stopping import BestSoFar
 
 RUN_ENTRIES = ("checkpoints", "model", "metrics.jsonl", "configuration.yaml", "result.json", "tensorboard")
 FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
-    | {"quiet", "save_every", "device"}
+    | {"quiet", "save_every", "device", "prefetch", "token_cache", "parallel", "process_timeout"}
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
 
@@ -60,9 +65,16 @@ class Session:
     """
 
     def __init__(
-        self, config: TrainingConfig, trained: nn.Module, optimizer: torch.optim.Optimizer, *, data_hash: str
+        self,
+        config: TrainingConfig,
+        trained: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        data_hash: str,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.trained, self.optimizer = config, trained, optimizer
+        self.processes = processes or Processes()
         self.folder = config.output / "checkpoints"
         self.state = RunState()
         self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
@@ -71,32 +83,39 @@ class Session:
 
     @property
     def saved_path(self) -> Path | None:
-        """The checkpoint of the step at which the run stands, where this process wrote or read it already."""
+        """The checkpoint of the step at which the run stands, where this run wrote or read it already."""
         path = checkpoint_path(self.folder, self.state.step)
-        return path if self.saved_step == self.state.step and path.is_dir() else None
+        return self.processes.from_first(lambda: path if self.saved_step == self.state.step and path.is_dir() else None)
 
     def save(self, randomness: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint of the run as it stands, and remove those that need not be kept.
 
+        Every process has to call it; the first one writes whole tensors and the random state of all.
+
         Args:
             randomness: the random state to save where it is not that of this moment (a step was broken off).
         """
-        path = save_checkpoint(
-            self.folder,
-            self.state.step,
-            {
-                "run": dict(vars(self.state)),
-                "best": self.best.state_dict(),
-                "trained": trainable_state(self.trained),
-                "optimizer": self.optimizer.state_dict(),
-                "random": random_state() if randomness is None else randomness,
-                "identity": self._identity,
-                "config": self.config.model_dump_json(),
-            },
-        )
-        self.saved_step = self.state.step
+        first = self.processes.first
+        tensors = {"trained": trainable_state(self.trained), "optimizer": self.optimizer.state_dict()}
+        if any(isinstance(each, DTensor) for each in self.trained.parameters()):
+            tensors = whole(tensors, keep=first)
+        state = {
+            "run": dict(vars(self.state)),
+            "best": self.best.state_dict(),
+            **tensors,
+            "random": self.processes.gather(random_state() if randomness is None else randomness),
+            "identity": self._identity,
+            "config": self.config.model_dump_json(),
+        }
         keep = {self.best.step} if self.config.keep_best else set()
-        prune_checkpoints(self.folder, keep_last=self.config.keep_last, keep_steps=keep)
+
+        def write() -> Path:
+            path = save_checkpoint(self.folder, self.state.step, state)
+            prune_checkpoints(self.folder, keep_last=self.config.keep_last, keep_steps=keep)
+            return path
+
+        path = self.processes.from_first(write)
+        self.saved_step = self.state.step
         return path
 
     def resume(self) -> bool:
@@ -105,7 +124,7 @@ class Session:
         Raises:
             ValueError: if the checkpoint is of other data, of another configuration or of other frozen weights.
         """
-        checkpoint = load_last_good(self.folder)
+        checkpoint = self._read(lambda: load_last_good(self.folder))
         if checkpoint is None:
             return False
         saved = checkpoint.state
@@ -114,16 +133,17 @@ class Session:
                 raise ValueError(f"{checkpoint.path}: made with other {meaning}; resume with the same or start afresh")
         self._compare(json.loads(saved["config"]), checkpoint.path)
         load_trainable_state(self.trained, saved["trained"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        set_random_state(saved["random"])
+        put_optimizer(self.optimizer, saved["optimizer"])
+        self._set_random_state(saved["random"])
         self.state = RunState(**saved["run"])
         self.best.load_state_dict(saved["best"])
         self.saved_step = self.state.step
         return True
 
     def write_configuration(self) -> None:
-        """Write `configuration.yaml`, once it is known that the run goes on with it."""
-        (self.config.output / "configuration.yaml").write_text(dump_config(self.config), encoding="utf-8")
+        """Write `configuration.yaml`, once it is known that the run goes on with it; the first process does."""
+        if self.processes.first:
+            (self.config.output / "configuration.yaml").write_text(dump_config(self.config), encoding="utf-8")
 
     def keep_best_weights(self) -> dict[str, float]:
         """Put the weights of the best evaluation in place where the configuration keeps them.
@@ -134,15 +154,38 @@ class Session:
         if not self.config.keep_best or self.best.step in (-1, self.state.step):
             return self.state.evaluation
         try:
-            best = load_checkpoint(checkpoint_path(self.folder, self.best.step))
-        except DamagedCheckpointError as error:
+            best = self._read(lambda: load_checkpoint(checkpoint_path(self.folder, self.best.step)))
+        except (DamagedCheckpointError, OtherProcessError) as error:
             warn(f"DAMAGED CHECKPOINT of the best step {self.best.step}, keeping the last weights instead: {error}")
             self.best.step = self.state.step
             return self.state.evaluation
+        assert best is not None  # load_checkpoint raises where there is none
         load_trainable_state(self.trained, best.state["trained"])
         if not self.config.quiet:
             say(f"keeping the weights of step {self.best.step}, the best on the held-out records")
         return self.state.best_evaluation
+
+    def _read(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """The checkpoint that the first process finds and verifies; the others read the same one."""
+        found: list[Checkpoint | None] = []
+
+        def search() -> Path | None:
+            found.append(find())
+            return None if found[0] is None else found[0].path
+
+        path = self.processes.from_first(search)
+        return found[0] if found or path is None else read_checkpoint(path)
+
+    def _set_random_state(self, saved: list[dict[str, Any]]) -> None:
+        """This process's own random state; with another number of processes the draws cannot be the same."""
+        rank, count = self.processes.rank, self.processes.world_size
+        if len(saved) == count:
+            set_random_state(saved[rank])
+        elif self.processes.first:
+            warn(
+                f"the checkpoint is of {len(saved)} processes and {count} go on with it: sums are rounded differently "
+                "and dropout draws other numbers, so the run is the same only within that"
+            )
 
     def _compare(self, saved: dict[str, Any], path: Path) -> None:
         now = json.loads(self.config.model_dump_json())
@@ -199,16 +242,19 @@ def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     expected = trainable_state(module)
     if differing := sorted(expected.keys() ^ state.keys()):
         raise ValueError(f"the checkpoint is of another model; differing names: {', '.join(differing[:5])}")
-    module.load_state_dict(state, strict=False)
+    if any(isinstance(each, DTensor) for each in module.parameters()):
+        put_state(module, state)
+    else:
+        module.load_state_dict(state, strict=False)
 
 
 def frozen_hash(module: nn.Module) -> str:
-    """SHA-256 of the names and bytes of all frozen parameters; empty where everything is trained."""
+    """SHA-256 of names and bytes of all frozen parameters, put together from shards; empty where all are trained."""
     digest = hashlib.sha256()
     frozen = [(name, value) for name, value in module.named_parameters() if not value.requires_grad]
     for name, value in frozen:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(whole(value.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest() if frozen else ""
 
 

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from plaudit.configs.sft import SftConfig
 from plaudit.data.records import Demonstration
+from plaudit.models.aggregation import TokenSpans
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.states import unwrap
 from plaudit.training.estimates import Estimate, estimate_run
-from plaudit.training.guards import require_finite_gradient, require_finite_losses
 from plaudit.training.messages import say
 from plaudit.training.optimizers import build_optimizer, clip_gradients
+from plaudit.training.parallel import Network
 from plaudit.training.precision import autocast, pick_device
-from plaudit.training.random_state import seeded
+from plaudit.training.processes import Processes, joined
+from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
@@ -33,20 +35,30 @@ class SftTrainer:
         model: the language model.
         train: demonstrations to learn from.
         held_out: demonstrations to evaluate on, or None.
-        device: where the model is.
+        processes: who shares the run.
+        network: the model as all of them call it.
     """
 
     config: SftConfig
     model: CausalLM
     train: TokenisedRecords[Demonstration]
     held_out: TokenisedRecords[Demonstration] | None
-    device: torch.device
+    processes: Processes
+    network: Network = field(init=False)
     trained: nn.ModuleDict = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.network = Network(
+            self.model, self.processes, method="completion_logprobs", precision=self.config.precision
+        )
         self.trained = nn.ModuleDict({"model": self.model}).to(self.device)
         self.optimizer = build_optimizer(self.trained, self.config.optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.processes.device
 
     def loss(self, data: TokenisedRecords[Demonstration], chosen: Sequence[int], token_weight: float) -> Tensor:
         """The share of some records in the mean loss per completion token.
@@ -56,26 +68,34 @@ class SftTrainer:
 
         Args:
             data: where the records are.
-            chosen: their indices.
+            chosen: their indices; none where this process only keeps the others company: the loss is then 0.
             token_weight: `W`.
 
         Returns:
             A scalar in nats, float32.
         """
-        batch = data.pack(chosen).to(self.device)
+        batch = data.pack(chosen or [data.shortest]).to(self.device)
         weights = torch.tensor([data.records[index].weight for index in chosen], device=self.device)
         with autocast(self.device, self.config.precision):
-            logprobs, spans = self.model.completion_logprobs(batch)
+            found: tuple[Tensor, TokenSpans] = self.network(batch)
+        logprobs, spans = found
+        if not chosen:
+            return 0.0 * logprobs.sum()
         return -(logprobs * weights[batch.layout.group_index[spans.owner]]).sum() / token_weight
 
     @torch.no_grad()
     def evaluate(self, data: TokenisedRecords[Demonstration]) -> dict[str, float]:
-        """Held-out `loss` in nats per completion token, without dropout, and `perplexity`, its exponential."""
+        """Held-out `loss` in nats per completion token, without dropout, and `perplexity`, its exponential.
+
+        Each process looks at its share of the records.
+        """
         total = sum(token_weights(data))
         self.trained.eval()
         batches = data.micro_batches(self.config.tokens_per_micro_batch)
-        loss = sum(self.loss(data, chosen, total).item() for chosen in batches)
+        share = sum(self.loss(data, chosen, total).item() for chosen, _ in self.processes.share(batches))
         self.trained.train()
+        self.network.reshard()
+        loss = self.processes.add({"loss": share})["loss"]
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
@@ -116,22 +136,25 @@ def main(
         ValueError: for data, configurations and folders that cannot be used, and for non-finite losses.
     """
     started = time.perf_counter()
-    with seeded(config.seed):
+    with joined(config, dry_run=dry_run) as processes, seeded(config.seed):
+        config = processes.quieted(config)
         if not dry_run:
-            check_output(config)
-        trainer, hashed, counts = prepare(config, train, held_out, model)
+            processes.from_first(lambda: check_output(config))
+        trainer, hashed, counts = prepare(config, train, held_out, model, processes)
         if dry_run:
             return _estimate(trainer)
-        prepare_output(config)
-        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed)
+        processes.from_first(lambda: prepare_output(config))
+        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed, processes=processes)
+        reseed(config.seed, processes.rank)
         stopped_by = run_steps(trainer, session)
-        folder, metrics = None, session.state.evaluation
+        folder, metrics, final = None, session.state.evaluation, trainer.model
         if stopped_by in ENDS:
             metrics = session.keep_best_weights()
-            folder = save_whole(trainer.model.save_pretrained, config.output / "model")
+            final = trainer.network.whole(trainer.model)
+            folder = processes.from_first(lambda: save_whole(final.save_pretrained, config.output / "model"))
             if not config.quiet:
                 say(f"sft: saved {folder}")
-        trainer.model.eval()
+        final.eval()
         result = TrainingResult(
             output=config.output,
             model_folder=folder,
@@ -142,9 +165,10 @@ def main(
             seconds=time.perf_counter() - started,
             metrics=metrics,
             records=count_table(**counts),
-            model=trainer.model,
+            model=final,
         )
-        result.write()
+        if processes.first:
+            result.write()
         return result
 
 
@@ -153,6 +177,7 @@ def prepare(
     train: Sequence[Demonstration] | None = None,
     held_out: Sequence[Demonstration] | None = None,
     model: CausalLM | None = None,
+    processes: Processes | None = None,
 ) -> tuple[SftTrainer, str, dict[str, RecordCounts]]:
     """Read and tokenise the records and build the model.
 
@@ -160,7 +185,7 @@ def prepare(
         The trainer, the hash of the training records, and the counts by kind of record.
     """
     split = read_training_demonstrations(config, train, held_out)
-    device = pick_device(config.device)
+    processes = processes or Processes(device=pick_device(config.device))
     model = CausalLM.from_backbone(config.model) if model is None else model
     if config.gradient_checkpointing:
         plain: Any = unwrap(model.model)
@@ -172,13 +197,15 @@ def prepare(
     if split.held_out:
         counts["held-out demonstrations"] = split.held_out_counts
         held = _tokenise(config, model, split.held_out, split.held_out_counts, "held-out demonstration")
-    return SftTrainer(config, model, data, held, device), records_hash(data.records), counts
+    hashed = records_hash(data.records)
+    processes.require_same(training_records=hashed)
+    return SftTrainer(config, model, data, held, processes), hashed, counts
 
 
 def run_steps(trainer: SftTrainer, session: Session) -> str:
     """The loop: from where the session stands to the end of the run; returns what ended it."""
     config, train = trainer.config, trainer.train
-    schedule = train.schedule(config)
+    schedule = train.schedule(config, rank=trainer.processes.rank, world_size=trainer.processes.world_size)
     weights, lengths, names = token_weights(train), train.lengths, train.names
     evaluates = trainer.held_out is not None
     run = Run(config, session, steps_per_epoch=schedule.steps_per_epoch, evaluates=evaluates, label="sft")
@@ -188,20 +215,19 @@ def run_steps(trainer: SftTrainer, session: Session) -> str:
             if run.finished:
                 break
             run.begin_step()
+            trainer.network.begin_step(len(step.micro_batches))
             token_weight = sum(weights[index] for index in step.indices)
             losses: list[Tensor] = []
             for chosen in step.micro_batches:
-                if run.stop.requested:
+                if run.stopping:
                     return run.break_off()
                 loss = trainer.loss(train, chosen, token_weight)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
             norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
-            # One wait for the device in a step: everything that is looked at comes over together.
-            *step_losses, norm_value = torch.stack([*losses, norm]).tolist()
+            step_losses, norm_value, _ = run.exchange(losses, norm, {})
             record_names = [[names[index] for index in chosen] for chosen in step.micro_batches]
-            require_finite_losses(step_losses, record_names, step=step.number)
-            require_finite_gradient(norm_value, trainer.trained, record_names, step=step.number)
+            run.require_finite(step_losses, norm_value, record_names, trainer.trained)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
             metrics = {"loss": sum(step_losses), "gradient_norm": norm_value}
@@ -224,6 +250,7 @@ def _tokenise(
         why_unusable=lambda record: "weight 0" if record.weight == 0 else None,
         kind=kind,
         quiet=config.quiet,
+        token_cache=config.token_cache,
     )
 
 

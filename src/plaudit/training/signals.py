@@ -13,10 +13,16 @@ class StopRequest:
 
     The previous handlers come back on leaving. Outside the main thread, where Python forbids handlers, it never
     requests anything.
+
+    Attributes:
+        requested: the signal's name, once there was one.
+        patient: whether later signals are ignored: a launcher such as torchrun passes on what its processes may have
+            got already, and kills by itself those that take too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.requested: str | None = None
+        self.patient = patient
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
@@ -32,7 +38,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            return
         self.requested = signal.Signals(number).name
+        if self.patient:
+            return
         say(f"{self.requested}: saving a checkpoint before stopping (once more to stop at once)")
         for each, handler in self._previous.items():
             signal.signal(each, handler)
