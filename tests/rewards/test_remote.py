@@ -28,7 +28,8 @@ class Server(ThreadingHTTPServer):
         self.longest = 10_000
         self.value: Any = lambda text: float(len(text))
         self.at_once = self.most_at_once = 0
-        self.delay = 0.0
+        self.lock = threading.Lock()
+        self.meeting: threading.Barrier | None = None
 
     @property
     def url(self) -> str:
@@ -46,10 +47,13 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.requests.append(body)
         server.headers.append(dict(self.headers))
-        server.at_once += 1
-        server.most_at_once = max(server.most_at_once, server.at_once)
-        time.sleep(server.delay)
-        server.at_once -= 1
+        with server.lock:
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+        if server.meeting is not None:
+            server.meeting.wait()
+        with server.lock:
+            server.at_once -= 1
         fault = server.faults.pop(0) if server.faults else None
         if fault == "slow":
             time.sleep(0.6)
@@ -109,8 +113,9 @@ def test_both_protocols_in_batches_and_in_order(server: Server, path: str) -> No
 
 
 def test_requests_run_beside_each_other_and_no_more_than_allowed(server: Server) -> None:
-    server.delay = 0.05
-    RemoteReward(f"{server.url}/get_reward", batch_size=1, parallel=3)(SAMPLES)
+    # Nobody is answered before three requests are there together.
+    server.meeting = threading.Barrier(3, timeout=20)
+    assert RemoteReward(f"{server.url}/get_reward", batch_size=1, parallel=3)(SAMPLES[:6]).valid.all()
     assert server.most_at_once == 3
 
 

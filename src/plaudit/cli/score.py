@@ -8,8 +8,9 @@ from plaudit.configs.data import OnError
 
 
 def score(
-    model: str,
+    model: str | None = None,
     *,
+    reward: tuple[str, ...] = (),
     input: str | None = None,
     output: Path | None = None,
     resume: bool = False,
@@ -24,16 +25,21 @@ def score(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Score completions: `plaudit score MODEL < completions.jsonl > scores.jsonl`.
+    """Score completions: `plaudit score MODEL < completions.jsonl > scores.jsonl`, or by rules: `plaudit score --reward
+    length_penalty=0.01 --reward repetition < completions.jsonl`.
 
     Each input line holds `prompt` and `completion` (or `completions`, a list), and may hold `id`. Each gives one output
     line, in order: `{"id", "raw", "normalised"}`, or `{"id", "error"}` under `--on-error skip`. Memory does not grow
-    with the number of lines.
+    with the number of lines. With `--reward` a line gets `"rewards": {name: number}`; its other keys are columns that
+    rules may read (`answer`).
 
     Parameters
     ----------
     model
-        Folder (or Hugging Face name) of a reward model, Plaudit's or somebody else's.
+        Folder (or Hugging Face name) of a reward model, Plaudit's or somebody else's. Not needed with `--reward`.
+    reward
+        A rule (`length_penalty=0.01`, `target_length=50,unit=characters`, `numeric_match`, …), another reward model's
+        folder, or a server's address; give the flag once for each.
     input
         Read this file or folder instead of the standard input: JSON Lines (also .gz), Parquet, CSV.
     output
@@ -66,16 +72,27 @@ def score(
         raise ValueError(f"--window {window} --token-budget {token_budget}: both must be at least 1")
     if input is None and sys.stdin.isatty():
         raise ValueError("nothing to score: plaudit score MODEL < completions.jsonl, or --input FILE")
+    if model is None and not reward:
+        raise ValueError("nothing to score with: plaudit score MODEL, or --reward RULE")
+    if model is None and probabilities:
+        raise ValueError("--probabilities needs a reward model: P(y|x) is made from its scores")
     from plaudit.evaluation.score_job import load_scoring_model, say, score_job
 
-    loaded = load_scoring_model(
-        model,
-        device=device,
-        dtype=dtype,
-        too_long=too_long,
-        max_length=max_length,
-        trust_remote_code=trust_remote_code,
-    )
+    rewards = None
+    if reward:
+        from plaudit.evaluation.score_rewards import build_rewards
+
+        rewards = build_rewards(reward)
+    loaded = None
+    if model is not None:
+        loaded = load_scoring_model(
+            model,
+            device=device,
+            dtype=dtype,
+            too_long=too_long,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )
     tally = score_job(
         loaded,
         sys.stdin.buffer if input is None else input,
@@ -87,6 +104,7 @@ def score(
         probabilities=probabilities,
         token_budget=token_budget,
         window_rows=window,
+        rewards=rewards,
         terminal=sys.stderr if sys.stderr.isatty() else None,
     )
     say(f"scored {tally.summary()}")

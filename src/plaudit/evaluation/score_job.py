@@ -3,8 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
@@ -20,6 +21,10 @@ from plaudit.evaluation.score_stream import (
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
+    from plaudit.rewards.base import Reward
+
+Scorer = Callable[..., Iterator[list[dict[str, Any]]]]
+"""From rows to windows of results; takes `on_error`, `window_rows` and `tally`."""
 
 STANDARD_INPUT = "<stdin>"
 
@@ -30,7 +35,7 @@ CHECKED_ROWS = 4
 
 
 def score_job(
-    model: "RewardModel",
+    model: "RewardModel | None",
     source: str | Path | IO[bytes],
     sink: IO[bytes] | None = None,
     *,
@@ -41,12 +46,13 @@ def score_job(
     probabilities: bool = False,
     token_budget: int = 8192,
     window_rows: int = WINDOW_ROWS,
+    rewards: "Mapping[str, Reward] | None" = None,
     terminal: IO[str] | None = None,
 ) -> ScoreTally:
     """Score everything that comes from a source.
 
     Args:
-        model: the reward model.
+        model: the reward model; None where `rewards` alone are asked for.
         source: a file or folder, or a stream of JSON Lines.
         sink: where lines go, unless `output` names a file.
         output: the file to write.
@@ -56,6 +62,7 @@ def score_job(
         probabilities: see `score_stream`.
         token_budget: see `score_stream`.
         window_rows: rows of a window; when resuming, the same as before gives the same bytes.
+        rewards: further rewards by name, see `plaudit.evaluation.score_rewards`.
         terminal: where progress is shown while it runs; None shows none.
 
     Returns:
@@ -66,18 +73,26 @@ def score_job(
             belong to this input and this model.
     """
     tally = ScoreTally()
-    options: dict[str, Any] = {"probabilities": probabilities, "token_budget": token_budget}
+    scorer: Scorer
+    if rewards or model is None:
+        from plaudit.evaluation.score_rewards import score_rewards
+
+        scorer = partial(
+            score_rewards, rewards or {}, model=model, probabilities=probabilities, token_budget=token_budget
+        )
+    else:
+        scorer = partial(score_stream, model, probabilities=probabilities, token_budget=token_budget)
     rows: Iterator[Row] = iter(_rows(source))
     with ExitStack() as stack:
         if output is not None:
             sink = stack.enter_context(_open_output(output, resume=resume, overwrite=overwrite))
             if resume:
-                rows = _resume(model, rows, output, sink, window_rows, tally, options)
+                rows = _resume(scorer, rows, output, sink, window_rows, tally)
         elif resume:
             raise ValueError("resuming needs the file that holds the scores so far: --output FILE --resume")
         if sink is None:
             raise ValueError("there is nowhere to write to; give a sink or an output file")
-        windows = score_stream(model, rows, on_error=on_error, window_rows=window_rows, tally=tally, **options)
+        windows = scorer(rows, on_error=on_error, window_rows=window_rows, tally=tally)
         write_scores_stream(windows, sink, tally=tally, progress=_progress(terminal))
         if terminal is not None:
             terminal.write("\r\x1b[K")
@@ -139,13 +154,12 @@ def _open_output(output: Path, *, resume: bool, overwrite: bool) -> IO[bytes]:
 
 
 def _resume(
-    model: "RewardModel",
+    scorer: Scorer,
     rows: Iterator[Row],
     output: Path,
     file: IO[bytes],
     window_rows: int,
     tally: ScoreTally,
-    options: dict[str, Any],
 ) -> Iterator[Row]:
     """Skip the rows whose lines are whole windows of the output, and put the file's end behind those lines."""
     done, end = _whole_windows(file, output, window_rows)
@@ -163,7 +177,7 @@ def _resume(
             )
         if "error" not in line and len(samples) < CHECKED_ROWS:
             samples.append((row, line))
-    _check_same_model(model, samples, output, options)
+    _check_same_model(scorer, samples, output)
     file.seek(end)
     file.truncate()
     tally.resumed = done
@@ -193,7 +207,7 @@ def _parse(line: bytes, output: Path, number: int) -> dict[str, Any]:
         value = json.loads(line)
     except ValueError:
         value = None
-    if not isinstance(value, dict) or not ("raw" in value or "error" in value):
+    if not isinstance(value, dict) or not {"raw", "rewards", "error"} & set(value):
         _refuse_line(output, number)
     return value
 
@@ -202,17 +216,31 @@ def _refuse_line(output: Path, number: int) -> NoReturn:
     raise ValueError(f"{output}:{number}: not a line that this command wrote; name another file")
 
 
-def _check_same_model(
-    model: "RewardModel", samples: list[tuple[Row, dict[str, Any]]], output: Path, options: dict[str, Any]
-) -> None:
-    windows = score_stream(model, [row for row, _ in samples], on_error="skip", **options)
+def _check_same_model(scorer: Scorer, samples: list[tuple[Row, dict[str, Any]]], output: Path) -> None:
+    windows = scorer([row for row, _ in samples], on_error="skip")
     for (_, old), new in zip(samples, chain.from_iterable(windows), strict=True):
-        if set(old) != set(new):
-            raise ValueError(f"{output} was written with other options: its keys are {sorted(old)}, now {sorted(new)}")
-        before, now = (value if isinstance(value, list) else [value] for value in (old["raw"], new["raw"]))
+        if set(old) != set(new) or set(old.get("rewards", ())) != set(new.get("rewards", ())):
+            raise ValueError(
+                f"{output} was written with other options: it has {_names(old)}, now there would be {_names(new)}"
+            )
+        key = "raw" if "raw" in old else "rewards"
+        before, now = _numbers(old[key]), _numbers(new[key])
         same = len(before) == len(now)
         if not same or any(abs(a - b) > 0.02 * max(1.0, abs(a)) for a, b in zip(before, now, strict=True)):
-            raise ValueError(f"{output} was written by another model: raw {old['raw']} before, {new['raw']} now")
+            raise ValueError(f"{output} was written by another model: {key} {old[key]} before, {new[key]} now")
+
+
+def _names(result: dict[str, Any]) -> list[str]:
+    return sorted([*result, *(f"rewards/{name}" for name in result.get("rewards", ()))])
+
+
+def _numbers(value: Any) -> list[float]:
+    """Every number below, in order; what is missing is left out."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [] if value is None else [float(value)]
 
 
 def _progress(terminal: IO[str] | None) -> Any:

@@ -59,6 +59,7 @@ class ScoreTally:
         completions: completions scored.
         tokens: tokens of the scored texts, each prompt once per row.
         errors: rows without scores, by reason.
+        missing: completions that a reward had nothing for, by its name.
         resumed: rows that an earlier run had done.
         seconds: time taken.
     """
@@ -67,6 +68,7 @@ class ScoreTally:
     completions: int = 0
     tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
     seconds: float = 0.0
 
@@ -80,6 +82,8 @@ class ScoreTally:
         if self.errors:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.errors.most_common())
             text += f"; {self.errors.total()} rows without scores: {reasons}"
+        for name, count in self.missing.items():
+            text += f"; {count} completions without a reward by {name}"
         return text
 
 

@@ -113,11 +113,11 @@ def _build(rule: str, value: str | None, more: dict[str, Any]) -> Reward:
     if rule in _UNCHECKED:
         return factory(**options)
     try:
-        checked: Reward = validate_call(factory, config=ConfigDict(arbitrary_types_allowed=True))(**options)
+        checked: Reward = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        key = first["loc"][0] if first["loc"] else "?"
-        raise ValueError(f"reward {rule}: option {key} is {first['input']!r}: {first['msg'].lower()}") from error
+        where = first["loc"][0] if first["loc"] else "?"
+        raise ValueError(f"reward {rule}: option {where} is {first['input']!r}: {first['msg'].lower()}") from error
     return checked
 
 
