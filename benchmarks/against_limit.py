@@ -24,7 +24,7 @@ from flops import layout_pairs, linear_layers, matmul_rate, step_flops
 from lockstep import Worker, take_turns
 from torch.profiler import ProfilerActivity, profile
 from work_plaudit import open_run
-from workloads import DATA, WORKLOADS, prepare
+from workloads import DATA, WORKLOADS, Workload, prepare
 
 from plaudit.training.reward import run_steps
 
@@ -37,20 +37,29 @@ KINDS = {
 }
 
 
-def measure(name: str, steps: int, data: Path) -> dict[str, Any]:
-    """Arithmetic per second of one workload's steps, and the share of the machine's rate."""
-    folder = prepare(WORKLOADS[name], steps + 1, data)
+def measure(
+    workload: Workload,
+    steps: int,
+    data: Path,
+    *,
+    sizes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Arithmetic per second of one workload's steps, and the share of the machine's rate; options as for `prepare`."""
+    folder = prepare(workload, steps + 1, data, sizes=sizes, changes={"device": "cpu"} | (changes or {}))
     work, shapes, tokens = work_of(folder)
-    before = matmul_rate(shapes, tokens)
+    device = json.loads((folder / "steps.json").read_text())["changes"]["device"]
+    before = matmul_rate(shapes, tokens, dtype=dtype, device=device)
     command = [sys.executable, str(HERE / "work_plaudit.py"), str(folder), str(folder / "plaudit-gradient.pt")]
     worker = take_turns({"plaudit": partial(Worker, "plaudit", command)}, steps)["plaudit"]
-    rate = statistics.median([before, matmul_rate(shapes, tokens)])
+    rate = statistics.median([before, matmul_rate(shapes, tokens, dtype=dtype, device=device)])
     reached = [flops / seconds for flops, seconds in zip(work[1:], worker.times, strict=True)]
     profiled = subprocess.run(
         [sys.executable, __file__, "--profile", str(folder)], check=True, capture_output=True, text=True
     )
     return {
-        "workload": name,
+        "workload": workload.name,
         "seconds": worker.times,
         "flops": work[1:],
         "matmul_rate": rate,
@@ -78,13 +87,16 @@ def work_of(folder: Path) -> tuple[list[float], list[tuple[int, int]], int]:
 def profile_steps(folder: Path) -> dict[str, float]:
     """Seconds of all steps of a folder by kind of work, from the profiler; `outside of operations` is Python."""
     trainer, session = open_run(folder)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    on_gpu = trainer.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with profile(activities=activities) as recorded:
         started = perf_counter()
         run_steps(trainer, session)
         seconds = perf_counter() - started
     kinds: Counter[str] = Counter()
     for event in recorded.events():
-        kinds[kind_of(event)] += event.self_cpu_time_total / 1e6
+        if event.device_type == torch.autograd.DeviceType.CPU:
+            kinds[kind_of(event)] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
     kinds["outside of operations"] = max(0.0, seconds - sum(kinds.values()))
     return dict(kinds.most_common())
 
@@ -104,7 +116,7 @@ def kind_of(event: Any) -> str:
     return "other operations, element by element"
 
 
-def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows(results: list[dict[str, Any]], goal: float = GOAL) -> list[dict[str, Any]]:
     """One row per workload."""
     return [
         {
@@ -114,7 +126,7 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "Gflop/s": statistics.median(each["flops"]) / statistics.median(each["seconds"]) / 1e9,
             "matrix products, Gflop/s": each["matmul_rate"] / 1e9,
             "share of the limit": f"{each['share']:.0%}",
-            "goal": f"{GOAL:.0%}",
+            "goal": f"{goal:.0%}",
         }
         for each in results
     ]
@@ -142,7 +154,7 @@ def main() -> None:
     if arguments.profile:
         print(json.dumps(profile_steps(arguments.profile)))
         return
-    results = [measure(name, arguments.steps, arguments.data) for name in arguments.workloads or CHOSEN]
+    results = [measure(WORKLOADS[name], arguments.steps, arguments.data) for name in arguments.workloads or CHOSEN]
     print(table(rows(results)), table(profile_rows(results)), sep="\n\n")
     if arguments.save_as:
         command = f"python benchmarks/against_limit.py --steps {arguments.steps}"

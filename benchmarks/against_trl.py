@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,24 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 NAMES = ("trl", "loop", "plaudit")
 
 
-def measure(workload: Workload, steps: int, data: Path, *, device: str = "cpu") -> dict[str, Any]:
-    """One warm-up step and `steps` measured ones of all three; their times, tokens, memory and agreement."""
-    folder = prepare(workload, steps + 1, data)
-    pythons = {"trl": trl_python(), "loop": Path(sys.executable), "plaudit": Path(sys.executable)}
+def measure(
+    workload: Workload,
+    steps: int,
+    data: Path,
+    *,
+    names: Sequence[str] = NAMES,
+    device: str = "cpu",
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """One warm-up step and `steps` measured ones of each; their times, tokens, memory and agreement."""
+    folder = prepare(workload, steps + 1, data, changes={"device": device})
 
     def start(name: str) -> Worker:
-        command = [str(pythons[name]), str(HERE / f"work_{name}.py"), str(folder), f"--{device}"]
-        return Worker(name, [*command, str(folder / f"{name}-gradient.pt")])
+        python = trl_python() if name == "trl" else Path(sys.executable)
+        command = [str(python), str(HERE / f"work_{name}.py"), str(folder)]
+        return Worker(name, [*command, str(folder / f"{name}-gradient.pt")], environment)
 
-    workers = take_turns({name: partial(start, name) for name in NAMES}, steps)
+    workers = take_turns({name: partial(start, name) for name in names}, steps)
     agreement = check_agreement(folder, {name: worker.result["losses"] for name, worker in workers.items()})
     tokens = tokens_of(folder)
     return {
@@ -155,17 +164,18 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where all of them train")
     parser.add_argument("--processor-time", action="store_true", help="print ratios of processor time")
     parser.add_argument("--save-as", default="against_trl", help="name under benchmarks/results; empty: not saved")
     arguments = parser.parse_args()
     results = []
     for name in arguments.workloads or WORKLOADS:
-        results.append(measure(WORKLOADS[name], arguments.steps, arguments.data))
+        results.append(measure(WORKLOADS[name], arguments.steps, arguments.data, device=arguments.device))
         print(name, flush=True)
     clock = "processor_seconds" if arguments.processor_time else "seconds"
     print(table(rows(results, clock)), table(memory_rows(results)), sep="\n\n")
     if arguments.save_as:
-        command = f"python benchmarks/against_trl.py --steps {arguments.steps}"
+        command = f"python benchmarks/against_trl.py --steps {arguments.steps} --device {arguments.device}"
         print(save(arguments.save_as, command, results, peer=f"trl {TRL}").relative_to(ROOT))
 
 

@@ -52,18 +52,21 @@ def commit() -> str:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], object]], repetitions: int = REPETITIONS, warm_up: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    repetitions: int = REPETITIONS,
+    *,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition of each function, all in turn, the order reversed every other time."""
+    """Seconds of every repetition of each function behind one warm-up: all in turn, every other time in reverse."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(-warm_up, repetitions):
+    for number in range(-1, repetitions):
         for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
-            started = perf_counter()
+            started = clock()
             runs[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= 0:
-                times[name].append(perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 

@@ -58,7 +58,7 @@ def main(folder: Path, gradient_file: Path) -> None:
     """Train once through all steps of the folder."""
     settings = json.loads((folder / "steps.json").read_text())
     pairs = settings["workload"]["pairs"]
-    model = load(folder).train()
+    model = load(folder).to(settings["changes"].get("device", "cpu")).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -52,7 +52,7 @@ def main(folder: Path, gradient_file: Path) -> None:
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu="--cpu" in sys.argv,
+        use_cpu=settings["changes"].get("device", "cpu") == "cpu",
         dataloader_pin_memory=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / ("backbone" if (folder / "backbone").exists() else "model"))

@@ -112,22 +112,48 @@ def choose_steps(records: Sequence[Comparison], workload: Workload, steps: int) 
     raise ValueError(f"{workload.name}: {len(chosen)} steps of {workload.pairs} pairs found, {steps} wanted")
 
 
-def prepare(workload: Workload, steps: int, data: Path = DATA) -> Path:
-    """Write the folder of a workload with so many steps; returns it."""
+def prepare(
+    workload: Workload,
+    steps: int,
+    data: Path = DATA,
+    *,
+    sizes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    cache: Path = CACHE,
+) -> Path:
+    """Write the folder of a workload.
+
+    Args:
+        workload: what is trained on what.
+        steps: how many optimizer steps its data is to give.
+        data: the folder of the preference data.
+        sizes: of a decoder, instead of `LLAMA_7M`.
+        changes: of Plaudit's training configuration; the peers take `device` from it.
+        cache: where the folder is put.
+
+    Returns:
+        The folder.
+    """
     if not (data / FILES[workload.source]).exists():
         raise SystemExit(f"{data / FILES[workload.source]} is not there: name the folder of the data by --data")
-    folder = CACHE / workload.name
+    folder = cache / workload.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     records = read_comparisons(data / FILES[workload.source], on_error="skip").records
     chosen = choose_steps(records, workload, steps)
-    model = build_model(workload, data, folder)
+    model = build_model(workload, data, folder, sizes)
     write_comparisons(in_schedule_order(chosen), folder / "records.jsonl")
-    described = [
-        [describe(model.text_tokeniser.group(r.prompt, r.completions), r, workload) for r in s] for s in chosen
-    ]
-    settings = {"workload": asdict(workload), "learning_rate": LEARNING_RATE, "pad_id": model.tokenizer.pad_token_id}
-    settings |= {"separator_id": model.tokenizer.sep_token_id, "steps": described}
+    settings = {
+        "workload": asdict(workload),
+        "changes": changes or {},
+        "learning_rate": LEARNING_RATE,
+        "pad_id": model.tokenizer.pad_token_id,
+        "separator_id": model.tokenizer.sep_token_id,
+        "steps": [
+            [describe(model.text_tokeniser.group(r.prompt, r.completions), r, workload) for r in step]
+            for step in chosen
+        ],
+    }
     (folder / "steps.json").write_text(json.dumps(settings))
     return folder
 
@@ -151,8 +177,8 @@ def in_schedule_order(steps: Sequence[Sequence[Comparison]]) -> list[Comparison]
     return [record for record in placed if record is not None]
 
 
-def build_model(workload: Workload, data: Path, folder: Path) -> RewardModel:
-    """The model of a workload, saved in its folder."""
+def build_model(workload: Workload, data: Path, folder: Path, sizes: dict[str, Any] | None = None) -> RewardModel:
+    """The model of a workload, saved in its folder; `sizes` are a decoder's, instead of `LLAMA_7M`."""
     if workload.model == "minilm":
         config = RewardModelConfig(
             backbone=str(minilm_folder()),
@@ -164,7 +190,10 @@ def build_model(workload: Workload, data: Path, folder: Path) -> RewardModel:
     else:
         tokenizer_of(data).save_pretrained(folder / "tokenizer")
         config = RewardModelConfig(
-            model_type="llama", backbone_config=LLAMA_7M, tokenizer=str(folder / "tokenizer"), aggregation="last"
+            model_type="llama",
+            backbone_config=sizes or LLAMA_7M,
+            tokenizer=str(folder / "tokenizer"),
+            aggregation="last",
         )
     model = RewardModel.from_backbone(config)
     model.save_pretrained(folder / "model")
@@ -179,8 +208,8 @@ def build_model(workload: Workload, data: Path, folder: Path) -> RewardModel:
 def tokenizer_of(data: Path) -> Any:
     """A byte-level BPE of `VOCABULARY` entries, trained on all the texts used here."""
     texts = []
-    for file in FILES.values():
-        for record in read_comparisons(data / file, on_error="skip").records:
+    for file in filter(Path.exists, (data / name for name in FILES.values())):
+        for record in read_comparisons(file, on_error="skip").records:
             texts += [prompt_text(record.prompt), *record.completions]
     return train_tokenizer(texts, VOCABULARY)
 
@@ -197,9 +226,10 @@ def minilm_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "model"
 
 
-def training_config(folder: Path, **changes: Any) -> RewardTrainingConfig:
+def training_config(folder: Path) -> RewardTrainingConfig:
     """How Plaudit trains a prepared workload: library defaults but for what the peer must share."""
-    workload = json.loads((folder / "steps.json").read_text())["workload"]
+    described = json.loads((folder / "steps.json").read_text())
+    workload = described["workload"]
     settings: dict[str, Any] = {
         "model": {"backbone": str(folder / "model")},
         "output": folder / "run",
@@ -220,4 +250,4 @@ def training_config(folder: Path, **changes: Any) -> RewardTrainingConfig:
             "max_gradient_norm": 1e6,
         },
     }
-    return RewardTrainingConfig.model_validate(settings | changes)
+    return RewardTrainingConfig.model_validate(settings | described["changes"])

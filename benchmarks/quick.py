@@ -1,0 +1,71 @@
+"""A guard against getting slower: a few ratios in less than three minutes, beside those recorded last.
+
+    python benchmarks/quick.py [--record] [--data FOLDER]
+
+Everything runs on one thread and is timed by the processor's clock, so that other work on the machine hardly matters;
+the ratios are therefore not those of the other tables. Ends with an error when a ratio fell by more than a quarter.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+from time import process_time
+
+# Before torch is loaded, which reads it once.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import scoring
+from against_trl import measure
+from common import ROOT, load, median_ratio, save, table
+from workloads import DATA, WORKLOADS
+
+ALLOWED_FALL = 0.25
+STEPS = 3
+
+
+def ratios(data: Path) -> dict[str, float]:
+    """How many times faster Plaudit is than each peer, by name of the comparison."""
+    found = {}
+    for name, peers in (("hh-8", ("trl", "loop")), ("wmt_mqm-k9", ("loop",))):
+        seconds = measure(WORKLOADS[name], STEPS, data, names=(*peers, "plaudit"))["processor_seconds"]
+        found |= {f"{name}, {peer}": median_ratio(seconds[peer], seconds["plaudit"]) for peer in peers}
+    seconds = scoring.measure("wmt_mqm", STEPS, data, clock=process_time)["seconds"]
+    best = min((name for name in seconds if name != "plaudit"), key=lambda name: statistics.median(seconds[name]))
+    found["scoring wmt_mqm, best other way"] = median_ratio(seconds[best], seconds["plaudit"])
+    return found
+
+
+def compare(now: dict[str, float], recorded: dict[str, float]) -> tuple[list[dict[str, object]], list[str]]:
+    """A table of ratios now and then, and the names of those that fell too far."""
+    rows: list[dict[str, object]] = [
+        {
+            "times faster than": name,
+            "now": value,
+            "recorded": recorded.get(name, "–"),
+            "change": f"{value / recorded[name] - 1:+.0%}" if name in recorded else "new",
+        }
+        for name, value in now.items()
+    ]
+    return rows, [name for name, value in now.items() if value < (1 - ALLOWED_FALL) * recorded.get(name, 0.0)]
+
+
+def main() -> None:
+    """Measure, compare, and record where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="keep these ratios as those to compare with")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
+    arguments = parser.parse_args()
+    now = ratios(arguments.data)
+    recorded = load("quick")
+    rows, fallen = compare(now, recorded["results"] if recorded else {})
+    print(table(rows))
+    if arguments.record:
+        print(save("quick", "python benchmarks/quick.py --record", now).relative_to(ROOT))
+    elif fallen:
+        sys.exit(f"slower than recorded by more than {ALLOWED_FALL:.0%}: {', '.join(fallen)}")
+
+
+if __name__ == "__main__":
+    main()
