@@ -203,7 +203,7 @@ class SharedPrefixDecoder:
         output = output.reshape(prompts * width, groups, per_group, -1)
         if self._flat is not None:
             output = output[self._flat]
-        return (output + weights[..., length:] @ own_values).view(rows, groups * per_group, -1)
+        return (output + weights[..., length:] @ own_values).reshape(rows, groups * per_group, -1)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         self._layer = 0
