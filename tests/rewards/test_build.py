@@ -55,7 +55,7 @@ def test_normalisers_by_name(kind: str, wanted: list[float]) -> None:
         ({"parts": {"a": {"reward": "mtld", "clip": [1, 1]}}}, "below the second"),
         ({"parts": {"a": {"reward": "mtld"}}, "normalise": "stored"}, "set it on that part"),
         ({"parts": {"a": {"reward": "mtld", "normalise": "stored"}}}, "needs a reward model"),
-        ({"parts": {"a": {"reward": "mtld", "wieght": 1}}}, "weight"),
+        ({"parts": {"a": {"reward": "mtld", "wieght": 1}}}, "wieght: unknown key"),
     ],
 )
 def test_configurations_that_mean_nothing(values: dict[str, Any], message: str) -> None:
