@@ -5,12 +5,14 @@ alone, as without torchrun), how they share it, what is trained, whether a proce
 which earlier job's folder it goes on.
 """
 
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +29,7 @@ from plaudit.configs.training import OptimizerConfig
 from plaudit.data.records import Comparison, Demonstration, Judgement, Ranking, Votes
 from plaudit.models.reward_model import RewardModel
 from plaudit.training import reward, run, sft
+from plaudit.training.parallel import Network
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -115,9 +118,9 @@ def train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def watched(job: dict[str, Any], rank: int, seen: dict[str, Any]) -> Any:
     """Patch the loop: note what the parameters are while it runs, and strike where the job says so."""
-    original = run.Run.end_step
+    original = run.Run.update
 
-    def end_step(self: run.Run, *arguments: Any, **options: Any) -> None:
+    def update(self: run.Run, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)
         parameters = list(self.session.trained["model"].parameters())  # type: ignore[index]
         seen["sharded"] = [isinstance(each, DTensor) for each in parameters]
@@ -128,7 +131,20 @@ def watched(job: dict[str, Any], rank: int, seen: dict[str, Any]) -> Any:
         if job.get("terminate") == [rank, self.state.step]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return mock.patch.object(run.Run, "end_step", end_step)
+    return mock.patch.object(run.Run, "update", update)
+
+
+def killed(folder: Path, moment: list[int] | None, rank: int) -> Any:
+    """Patch the network: process `moment[0]` dies by SIGKILL in its `moment[1]`-th pass, in the middle of a step."""
+    original, count = Network.__call__, itertools.count(1)
+
+    def call(self: Network, batch: Any) -> Any:
+        if moment == [rank, next(count)]:
+            (folder / "died").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch)
+
+    return mock.patch.object(Network, "__call__", call)
 
 
 def main() -> None:
@@ -151,7 +167,11 @@ def main() -> None:
         if not alone or rank == 0:
             seen: dict[str, Any] = {}
             environment = {name: value for name, value in os.environ.items() if not alone or name not in LAUNCHER}
-            with mock.patch.dict(os.environ, environment, clear=True), watched(job, rank, seen):
+            with (
+                mock.patch.dict(os.environ, environment, clear=True),
+                watched(job, rank, seen),
+                killed(folder, job.get("kill"), rank),
+            ):
                 outcome = train(folder, job)
             (folder / f"outcome-{rank}.json").write_text(json.dumps(outcome | seen))
         dist.barrier()
