@@ -164,9 +164,9 @@ def joined(config: TrainingConfig, *, dry_run: bool = False) -> Iterator[Process
         if lost := lost_process(error):
             warn(f"process {rank}: {lost}")
         raise
-    finally:
-        if made and dist.is_initialized():
-            dist.destroy_process_group()
+    # Not after a fault: taking leave of processes that are gone could wait for them.
+    if made:
+        dist.destroy_process_group()
 
 
 def refuse_misuse(config: TrainingConfig, *, launched: bool, world_size: int, dry_run: bool) -> None:
