@@ -1,0 +1,109 @@
+"""`plaudit generate`: answers of a language model to prompts."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+
+def generate(
+    model: str,
+    *,
+    prompt: str | None = None,
+    input: Path | None = None,
+    output: Path | None = None,
+    samples: int = 1,
+    method: Literal["sample", "greedy", "beam"] = "sample",
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    num_beams: int = 1,
+    stop: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    seed: int = 0,
+    logprobs: bool = False,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> None:
+    """Answer prompts: `plaudit generate MODEL --prompt TEXT`, or `< prompts.jsonl > answers.jsonl`.
+
+    Each input line holds a `prompt` (text or messages); each output line is the same with `completions`, a list, and
+    `finished`, which is false where an answer reached the token limit. `plaudit score` reads them as they are.
+
+    Parameters
+    ----------
+    model
+        Folder (or Hugging Face name) of a causal language model.
+    prompt
+        One prompt; its answers are printed as plain text.
+    input
+        Read this file of JSON Lines instead of the standard input.
+    output
+        Write this file instead of the standard output.
+    samples
+        Answers to each prompt; with beams, the best of them.
+    method
+        Draw from the distribution, take its most likely token, or search with several beams.
+    max_new_tokens
+        Most tokens of an answer.
+    temperature
+        Logits are divided by it.
+    top_k
+        Draw from the `k` most likely tokens.
+    top_p
+        Draw from the fewest tokens whose probability reaches `p`.
+    min_p
+        Draw from tokens of at least `min_p` times the probability of the most likely one.
+    num_beams
+        Beams of `--method beam`.
+    stop
+        An answer ends where this text appears; may be given several times.
+    seed
+        Seed of the draws.
+    logprobs
+        Also write the log-probability of each answer.
+    device
+        `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+    dtype
+        Number type of the weights: float32, bfloat16 or float16.
+    trust_remote_code
+        Let code in the model's folder run.
+    """
+    if prompt is not None and input is not None:
+        raise ValueError("give --prompt or --input, not both")
+    if prompt is None and input is None and sys.stdin.isatty():
+        raise ValueError("nothing to answer: plaudit generate MODEL --prompt TEXT, or < prompts.jsonl")
+    from plaudit.configs.generation import SamplingConfig
+
+    sampling = SamplingConfig(
+        method=method,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        num_beams=num_beams,
+        stop_strings=stop,
+        seed=seed,
+    )
+    from plaudit.cli.chat import open_language_model
+    from plaudit.rollout.answering import answer_rows, read_prompts
+
+    loaded = open_language_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"samples_per_prompt": samples, "sampling": sampling, "logprobs": logprobs}
+    if prompt is not None:
+        lines = (text for row in answer_rows(loaded, [{"prompt": prompt}], **options) for text in row["completions"])
+    else:
+        source = input.open(encoding="utf-8") if input is not None else sys.stdin
+        rows = read_prompts(source, str(input or "standard input"))
+        lines = (json.dumps(row, ensure_ascii=False) for row in answer_rows(loaded, rows, **options))
+    target = output.open("w", encoding="utf-8") if output is not None else sys.stdout
+    for line in lines:
+        target.write(line + "\n")
+        target.flush()
+    if output is not None:
+        target.close()

@@ -1,0 +1,113 @@
+"""Answers to prompts as text: what `plaudit generate` writes and `plaudit chat` says."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from plaudit.configs.generation import SamplingConfig
+from plaudit.data.fields import prompt_of
+from plaudit.data.records import Message, Prompt, RecordError
+from plaudit.models.causal_lm import CausalLM
+from plaudit.rollout.generate import generate
+from plaudit.rollout.stopping import decode
+
+
+def read_prompts(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    """Rows with a `prompt` from JSON Lines; other keys (`id`, …) are kept for the output.
+
+    Args:
+        lines: one JSON object a line; empty lines are left out.
+        name: the file's name, for errors.
+
+    Raises:
+        ValueError: for a line that is no object with a prompt, with its place.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object with a prompt, not {type(row).__name__}")
+            prompt_of(row.get("prompt"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}:{number}: this is not JSON: {error.msg}") from error
+        except RecordError as error:
+            raise ValueError(f"{name}:{number}: prompt: {error.reason}, expected {error.expected}") from error
+        except ValueError as error:
+            raise ValueError(f"{name}:{number}: {error}") from error
+        yield row
+
+
+def answer_rows(
+    model: CausalLM,
+    rows: Iterable[dict[str, Any]],
+    *,
+    samples_per_prompt: int,
+    sampling: SamplingConfig,
+    window: int = 64,
+    logprobs: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Answer rows in order, some at a time, so that memory does not grow with their number.
+
+    Args:
+        model: the language model.
+        rows: objects with a `prompt`.
+        samples_per_prompt: answers each.
+        sampling: how tokens are chosen; windows after the first use the following seeds.
+        window: prompts that are answered together.
+        logprobs: whether the sum of each answer's log-probabilities is written too.
+
+    Returns:
+        The rows with `completions`, `finished`, and `logprobs` where asked for.
+    """
+    tokeniser, waiting, number = model.text_tokeniser(), iter(rows), 0
+    while batch := list(islice(waiting, window)):
+        prompts = [tokeniser.prompt(prompt_of(row["prompt"])) for row in batch]
+        seeded = sampling.model_copy(update={"seed": sampling.seed + number})
+        found = generate(model, model.tokenizer, prompts, samples_per_prompt=samples_per_prompt, sampling=seeded)
+        number += 1
+        for place, row in enumerate(batch):
+            own = slice(place * samples_per_prompt, (place + 1) * samples_per_prompt)
+            answer = {"completions": [text.strip() for text in found.text[own]], "finished": found.finished[own]}
+            if logprobs:
+                answer["logprobs"] = [sum(values) for values in found.logprobs[own]]
+            yield row | answer
+
+
+def reply(model: CausalLM, messages: Sequence[Message], sampling: SamplingConfig, say: Callable[[str], None]) -> str:
+    """One answer to a conversation, told piece by piece as it comes.
+
+    Args:
+        model: the language model.
+        messages: the conversation so far, a user's turn last.
+        sampling: how tokens are chosen.
+        say: is told each new piece of text.
+
+    Returns:
+        The whole answer.
+    """
+    prompt: Prompt = tuple(messages)
+    ids: list[int] = []
+    said = ""
+
+    def told(_: list[tuple[int, int]], tokens: list[int]) -> None:
+        nonlocal said
+        ids.extend(tokens)
+        text = decode(model.tokenizer, ids)
+        # Part of a character, which the next token may complete.
+        if not text.endswith("\ufffd") and text.startswith(said):
+            say(text[len(said) :])
+            said = text
+
+    found = generate(
+        model,
+        model.tokenizer,
+        [model.text_tokeniser().prompt(prompt)],
+        sampling=sampling,
+        on_tokens=None if sampling.method == "beam" else told,
+    )
+    if sampling.method == "beam":
+        say(found.text[0])
+    return found.text[0].strip()
