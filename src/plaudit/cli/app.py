@@ -41,6 +41,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
     "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
     "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
+    "generate": ("plaudit.cli.generate:generate", "Answer prompts with a language model, several times each."),
+    "chat": ("plaudit.cli.chat:chat", "Talk to a language model by hand."),
     "export": ("plaudit.cli.export:export", "Write a reward model for other tools, and say what cannot be expressed."),
     "demo": ("plaudit.cli.demo:demo", "The built-in world: from rankings to an evaluated reward model in two minutes."),
 }
