@@ -63,7 +63,7 @@ def strike_at(moment: dict[str, Any]) -> None:
     if moment["place"] == "micro_batch":
         after(reward.RewardTrainer, "backward")
     elif moment["place"] == "step":
-        after(run.Run, "end_step")
+        after(run.Run, "update")
     elif moment["place"] == "saving":
         after(checkpoints, "_sha256")
     else:

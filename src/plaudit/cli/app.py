@@ -56,6 +56,21 @@ def registered_verbs() -> list[str]:
     return [verb for verb, (import_string, _) in VERBS.items() if find_spec(import_string.partition(":")[0])]
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables by which a user says how OpenMP's threads wait for each other."""
+
+
+def wait_without_spinning() -> None:
+    """Let torch's threads sleep soon while they wait for each other, unless the environment says how they should wait.
+
+    By default they spin. As soon as another process computes, the thread that is waited for has lost its processor to
+    those that wait for it, and an operation takes several times as long. Read when torch is loaded, so set before.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["KMP_BLOCKTIME"] = "0"
+
+
 def build_app() -> App:
     """The cyclopts application with every verb registered by its import string, none of them imported."""
     app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__)
@@ -90,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = os.environ.get("PLAUDIT_TRACEBACK", "") not in ("", "0")
+    wait_without_spinning()
     if "--traceback" in words:
         words.remove("--traceback")
         show_traceback = True

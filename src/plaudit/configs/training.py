@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from plaudit.configs.base import Config
 from plaudit.configs.data import Annotators, DataConfig, OnError, SplitKey
@@ -112,6 +112,9 @@ class TrainingConfig(RecordsConfig):
     """`bf16` runs the backbone's products in bfloat16; weights, head and loss stay in float32."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    threads: Literal["auto"] | PositiveInt = "auto"
+    """Threads that share an operation on the CPU. `auto` is what torch takes (`OMP_NUM_THREADS`, else one per core),
+    but no more than this process may use: in a container with a quota of two processors on a machine of 64, two."""
     parallel: Literal["auto", "ddp", "fsdp"] | None = None
     """How the processes that torchrun started share the run: `ddp` (each holds the whole model) or `fsdp` (each holds a
     part of it); `auto` is `ddp` unless training would take more than half of a GPU. None is a single process."""

@@ -31,17 +31,23 @@ def require_finite_losses(losses: Sequence[float], record_ids: Sequence[Sequence
         )
 
 
-def require_finite_gradient(norm: float, model: nn.Module, record_ids: Sequence[Sequence[str]], *, step: int) -> None:
+def require_finite_gradient(
+    norm: float, model: nn.Module | None, record_ids: Sequence[Sequence[str]], *, step: int
+) -> None:
     """Stop if the norm of the whole gradient is not finite.
 
     Raises:
-        NonFiniteError: naming the records of the step and the first parameters with such a gradient.
+        NonFiniteError: naming the records of the step and, where the model still has its gradients, the first
+            parameters with such a one.
     """
     if math.isfinite(norm):
         return
-    names = [name for name, parameter in model.named_parameters() if _not_finite(parameter.grad)]
+    names = [
+        name for name, parameter in (() if model is None else model.named_parameters()) if _not_finite(parameter.grad)
+    ]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     where = f"in {shown}" if names else "although each entry is finite (it overflows when squared)"
+    where = "" if model is None else where
     raise NonFiniteError(
         f"step {step}: the norm of the gradient is {norm} {where}, so the weights were left as they were. "
         f"{_records([record for micro in record_ids for record in micro])}. "

@@ -1,6 +1,9 @@
-"""Devices and number formats."""
+"""Devices, number formats, threads."""
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -36,3 +39,47 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     raise ValueError(f"precision {precision!r} is unknown: use 'float32' or 'bf16'")
+
+
+@contextmanager
+def threads(choice: int | str) -> Iterator[int]:
+    """Set how many threads share an operation on the CPU, for the length of a block.
+
+    Args:
+        choice: a number, or `auto`: torch's own number, but no more than `usable_processors`.
+
+    Yields:
+        The number.
+    """
+    before = torch.get_num_threads()
+    number = min(before, usable_processors()) if isinstance(choice, str) else choice
+    torch.set_num_threads(number)
+    try:
+        yield number
+    finally:
+        torch.set_num_threads(before)
+
+
+def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may use: its affinity, and the quota of its container (rounded up), at least 1.
+
+    Args:
+        cgroup: where the quota stands: `cpu.max` (version 2), or `cpu/cpu.cfs_quota_us` and `cpu.cfs_period_us`.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return count if quota is None else max(1, min(count, quota))
+
+
+def _quota(cgroup: Path) -> int | None:
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{part}_us").read_text().strip() for part in ("quota", "period")
+            )
+    except (OSError, ValueError):
+        # Not a container, or one that does not say: no limit is known.
+        return None
+    return None if not quota.isdigit() or not period.isdigit() else -(-int(quota) // int(period))

@@ -51,14 +51,16 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, *, tokens: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Count one step of `tokens` tokens.
+    def update(
+        self, step: int, *, tokens: int, metrics: Mapping[str, float], at: float | None = None
+    ) -> dict[str, float]:
+        """Count one step of `tokens` tokens, made now or at that reading of `time.perf_counter`.
 
         Returns:
             `time/tokens_per_second` and `time/seconds_left`, clock readings for the trackers.
         """
         self._tokens += tokens
-        self._marks.append((time.perf_counter(), step, self._tokens))
+        self._marks.append((time.perf_counter() if at is None else at, step, self._tokens))
         (start, first, tokens_before), (now, _, _) = self._marks[0], self._marks[-1]
         elapsed = max(now - start, 1e-9)
         rate = (self._tokens - tokens_before) / elapsed

@@ -21,6 +21,7 @@ from plaudit.data.records import Comparison, Demonstration
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.accumulation import backward_in_parts
 from plaudit.training.estimates import Estimate, estimate_run
+from plaudit.training.head_fit import fit_head
 from plaudit.training.messages import say
 from plaudit.training.normalisation import ScoreStatistics, normalise_model
 from plaudit.training.objectives import (
@@ -35,7 +36,7 @@ from plaudit.training.objectives import (
 )
 from plaudit.training.optimizers import build_optimizer, clip_gradients
 from plaudit.training.parallel import Network
-from plaudit.training.precision import autocast, pick_device
+from plaudit.training.precision import autocast, pick_device, threads
 from plaudit.training.processes import Processes, joined
 from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import (
@@ -198,11 +199,11 @@ def main(
         ValueError: for data, configurations and folders that cannot be used, and for non-finite losses.
     """
     started = time.perf_counter()
-    with joined(config, dry_run=dry_run) as processes, seeded(config.seed):
+    with joined(config, dry_run=dry_run) as processes, seeded(config.seed), threads(config.threads):
         config = processes.quieted(config)
         if not dry_run:
             processes.from_first(lambda: check_output(config))
-        trainer, hashed, counts = prepare(config, train, held_out, model, processes)
+        trainer, hashed, counts = prepare(config, train, held_out, model, processes, fit=not dry_run)
         texts, demonstration_counts = _demonstrations(trainer, demonstrations)
         if texts:
             counts["demonstrations"] = demonstration_counts
@@ -245,8 +246,10 @@ def prepare(
     held_out: Sequence[Comparison] | None = None,
     model: RewardModel | None = None,
     processes: Processes | None = None,
+    *,
+    fit: bool = True,
 ) -> tuple[RewardTrainer, str, dict[str, RecordCounts]]:
-    """Read and tokenise the records and build the model.
+    """Read and tokenise the records and build the model; with `fit`, its head starts where `head_start` says.
 
     Returns:
         The trainer, the hash of the training records, and the counts by kind of record.
@@ -271,6 +274,10 @@ def prepare(
         counts["held-out comparisons"] = split.held_out_counts
         held = _tokenise(config, model, split.held_out, split.held_out_counts, "held-out comparison")
     objective = PreferenceObjective(config, initial_tie_rate=tie_rate(usable, config.tie_threshold))
+    if fit and config.head_start == "fitted":
+        fitted = fit_head(model.to(processes.device), objective, data, token_budget=config.tokens_per_micro_batch)
+        if not config.quiet:
+            say(f"reward: head fitted on the untouched backbone, ridge {fitted.ridge:.3g}")
     hashed = records_hash(data.tokenised.records)
     processes.require_same(training_records=hashed)
     return RewardTrainer(config, model, objective, data, held, processes), hashed, counts
@@ -304,13 +311,16 @@ def run_steps(trainer: RewardTrainer, session: Session) -> str:
                 tally = {name: value + tally.get(name, 0) for name, value in sums.items()}
             trainer.network.sum_gradients(trainer.objective.parameters())
             norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
-            step_losses, norm_value, sums_now = run.exchange(losses, norm, tally)
-            record_names = [[names[index] for index in chosen] for chosen in step.micro_batches]
-            run.require_finite(step_losses, norm_value, record_names, trainer.trained)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad(set_to_none=True)
-            metrics = {"loss": sum(step_losses), **mean_metrics(sums_now), "gradient_norm": norm_value}
-            run.end_step(metrics, tokens=sum(lengths[index] for index in step.indices), records=len(step.indices))
+            run.update(
+                losses,
+                norm,
+                tally,
+                trained=trainer.trained,
+                record_names=[[names[index] for index in chosen] for chosen in step.micro_batches],
+                tokens=sum(lengths[index] for index in step.indices),
+                records=len(step.indices),
+                summarise=mean_metrics,
+            )
             if trainer.held_out is not None and run.evaluation_due:
                 evaluation = trainer.evaluate(trainer.held_out)
                 run.end_evaluation(evaluation, monitored=monitored_metric(config, trainer.held_out, evaluation))

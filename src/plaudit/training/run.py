@@ -1,7 +1,8 @@
 """The services around a training loop as one context: stop requests, trackers, progress, checkpoints, cadence."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,6 +65,8 @@ class Run:
             self.total_steps, first_step=self.state.step, every=config.log_every, label=label, quiet=config.quiet
         )
         self._step_randomness: dict[str, Any] = {}
+        self._waiting: list[tuple[Tensor, Callable[[list[float]], None]]] = []
+        self._held_back: Tensor | None = None
 
     @property
     def state(self) -> RunState:
@@ -98,6 +101,7 @@ class Run:
 
     def break_off(self) -> str:
         """Save the run as it stood before the step that was begun; returns the name of the signal."""
+        self.settle()
         self.session.optimizer.zero_grad(set_to_none=True)
         path = self.session.saved_path or self.session.save(self._step_randomness)
         if self.trackers is not None:
@@ -157,20 +161,112 @@ class Run:
         require_finite_losses(losses, everyone, step=self.state.step)
         require_finite_gradient(norm, trained, everyone, step=self.state.step)
 
-    def end_step(self, metrics: Mapping[str, float], *, tokens: int, records: int) -> None:
-        """Count a step whose update has been made, and log it."""
+    def update(
+        self,
+        losses: Sequence[Tensor],
+        norm: Tensor,
+        tally: Mapping[str, Tensor],
+        *,
+        trained: nn.Module,
+        record_names: Sequence[Sequence[str]],
+        tokens: int,
+        records: int,
+        summarise: Callable[[Mapping[str, float]], Mapping[str, float]] = dict,
+    ) -> None:
+        """Move the weights, unless a loss or the gradient is not finite; count the step and log it.
+
+        Where `defers` holds nothing waits for the device: the check is made there, the fused optimizer skips the update
+        (`found_inf`) and every later one, and the numbers are read, and the run stopped, at the next printed line,
+        evaluation or checkpoint. The weights are then those before the offending step, as everywhere.
+
+        Args:
+            losses: a scalar per micro-batch.
+            norm: scalar, of the whole gradient.
+            tally: see `exchange`.
+            trained: whose gradients are looked at for the message.
+            record_names: of each micro-batch of this process.
+            tokens: of the step, in all processes.
+            records: of the step, in all processes.
+            summarise: metrics from the sums of `tally`.
+
+        Raises:
+            NonFiniteError: naming the records.
+        """
+        optimizer, number = self.session.optimizer, self.state.step
+        waiting: Tensor | None = None
+        if self.defers:
+            waiting = torch.stack([*losses, norm.to(losses[0]), *tally.values()])
+            bad = (~waiting[: len(losses) + 1].isfinite().all()).float()
+            self._held_back = bad if self._held_back is None else torch.maximum(self._held_back, bad)
+            optimizer.found_inf = self._held_back  # type: ignore[attr-defined]
+            optimizer.step()
+            found = None
+        else:
+            found = self.exchange(losses, norm, tally)
+            self.require_finite(found[0], found[1], record_names, trained)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        entry = self._count(tokens, records)
+
+        def log(found: tuple[list[float], float, dict[str, float]]) -> None:
+            metrics = {"loss": sum(found[0]), **summarise(found[2]), "gradient_norm": found[1]}
+            self._log_step(entry, metrics)
+
+        if found is not None:
+            log(found)
+            return
+        assert waiting is not None
+
+        def settle(numbers: list[float]) -> None:
+            step_losses, norm_value = numbers[: len(losses)], numbers[len(losses)]
+            require_finite_losses(step_losses, record_names, step=number)
+            require_finite_gradient(norm_value, None, record_names, step=number)
+            log((step_losses, norm_value, dict(zip(tally, numbers[len(losses) + 1 :], strict=True))))
+
+        self._waiting.append((waiting, settle))
+        step, config = self.state.step, self.config
+        if step % config.log_every == 0 or self._due(config.evaluate_every) or self._due(config.save_every):
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the numbers of the steps whose check was left to the device: one wait for all of them."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        numbers = torch.cat([each for each, _ in waiting]).tolist()
+        for each, settle in waiting:
+            settle(numbers[: len(each)])
+            numbers = numbers[len(each) :]
+
+    @property
+    def defers(self) -> bool:
+        """Whether the weights are guarded on the device: one process with a GPU and a fused optimizer.
+
+        Several processes exchange numbers in every step anyway, and on the CPU there is nothing to wait for.
+        """
+        fused = all(group.get("fused") for group in self.session.optimizer.param_groups)
+        return self.processes.device.type == "cuda" and not self.processes.several and fused
+
+    def _count(self, tokens: int, records: int) -> dict[str, float]:
+        """Count a step; returns what is logged of it besides its metrics, with its number and the time."""
         state = self.state
         state.step, state.tokens, state.records = state.step + 1, state.tokens + tokens, state.records + records
-        rate = self.session.optimizer.param_groups[0]["lr"]
-        logged = {
-            **metrics,
-            "learning_rate": rate,
+        return {
+            "learning_rate": self.session.optimizer.param_groups[0]["lr"],
             "epoch": state.step / self.steps_per_epoch,
             "num_tokens": float(state.tokens),
+            "step": state.step,
+            "tokens": tokens,
+            "at": time.perf_counter(),
         }
+
+    def _log_step(self, entry: dict[str, float], metrics: Mapping[str, float]) -> None:
         shown = {name: metrics[name] for name in SHOWN if name in metrics}
-        clock = self.progress.update(state.step, tokens=tokens, metrics=shown)
-        self._log(logged | clock)
+        entry = dict(entry)
+        step, tokens, at = int(entry.pop("step")), int(entry.pop("tokens")), entry.pop("at")
+        clock = self.progress.update(step, tokens=tokens, metrics=shown, at=at)
+        if self.trackers is not None:
+            self.trackers.log(step, {**metrics, **entry, **clock})
 
     @property
     def evaluation_due(self) -> bool:

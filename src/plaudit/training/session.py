@@ -33,7 +33,7 @@ from plaudit.training.stopping import BestSoFar
 RUN_ENTRIES = ("checkpoints", "model", "metrics.jsonl", "configuration.yaml", "result.json", "tensorboard")
 FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
-    | {"quiet", "save_every", "device", "prefetch", "token_cache", "parallel", "process_timeout"}
+    | {"quiet", "save_every", "device", "prefetch", "token_cache", "threads", "parallel", "process_timeout"}
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
 

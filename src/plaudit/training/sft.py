@@ -18,7 +18,7 @@ from plaudit.training.estimates import Estimate, estimate_run
 from plaudit.training.messages import say
 from plaudit.training.optimizers import build_optimizer, clip_gradients
 from plaudit.training.parallel import Network
-from plaudit.training.precision import autocast, pick_device
+from plaudit.training.precision import autocast, pick_device, threads
 from plaudit.training.processes import Processes, joined
 from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
@@ -136,7 +136,7 @@ def main(
         ValueError: for data, configurations and folders that cannot be used, and for non-finite losses.
     """
     started = time.perf_counter()
-    with joined(config, dry_run=dry_run) as processes, seeded(config.seed):
+    with joined(config, dry_run=dry_run) as processes, seeded(config.seed), threads(config.threads):
         config = processes.quieted(config)
         if not dry_run:
             processes.from_first(lambda: check_output(config))
@@ -225,13 +225,15 @@ def run_steps(trainer: SftTrainer, session: Session) -> str:
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
             norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
-            step_losses, norm_value, _ = run.exchange(losses, norm, {})
-            record_names = [[names[index] for index in chosen] for chosen in step.micro_batches]
-            run.require_finite(step_losses, norm_value, record_names, trainer.trained)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad(set_to_none=True)
-            metrics = {"loss": sum(step_losses), "gradient_norm": norm_value}
-            run.end_step(metrics, tokens=sum(lengths[index] for index in step.indices), records=len(step.indices))
+            run.update(
+                losses,
+                norm,
+                {},
+                trained=trainer.trained,
+                record_names=[[names[index] for index in chosen] for chosen in step.micro_batches],
+                tokens=sum(lengths[index] for index in step.indices),
+                records=len(step.indices),
+            )
             if trainer.held_out is not None and run.evaluation_due:
                 run.end_evaluation(trainer.evaluate(trainer.held_out), monitored="loss")
             run.save_if_due()
