@@ -58,7 +58,7 @@ def test_only_numbers_and_auto(value: object) -> None:
 
 def test_what_the_user_says_about_waiting_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     environment: dict[str, str] = {"OMP_WAIT_POLICY": "active"}
-    monkeypatch.setattr(app.os, "environ", environment)
+    monkeypatch.setattr(os, "environ", environment)
     app.wait_without_spinning()
     assert environment == {"OMP_WAIT_POLICY": "active"}
     environment.clear()

@@ -99,7 +99,7 @@ def test_a_guard_on_the_device_stops_before_the_weights_move(
 ) -> None:
     """Step 2 of 8 is not finite; it is noticed at step 5, and the weights are those after step 1."""
     good = config_for(tokenizer_folder, tmp_path / "good", max_steps=2, normalise=False, keep_best=False)
-    options = {"schedule": "constant", "warmup": 0.0, "learning_rate": 1e-2}
+    options: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "learning_rate": 1e-2}
     good = good.model_copy(update={"optimizer": OptimizerConfig(**options)})
     expected = weights(main(good, train=rankings(14)))
     monkeypatch.setattr(Run, "defers", property(lambda self: True))
