@@ -3,7 +3,8 @@
 #   make test      the tests, at reduced size (minutes)
 #   make test-all  every test at full size
 #   make check     formatting, lint, types, architecture
-#   make bench     the benchmarks
+#   make bench     all benchmarks (25 minutes), and their tables into docs/benchmarks.md
+#   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make docs      the manual, into site/
 
 VENV ?= .venv
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: demo test test-all check bench docs venv clean
+.PHONY: demo test test-all check bench bench-quick docs venv clean
 .DEFAULT_GOAL := test
 
 venv: $(STAMP)
@@ -43,8 +44,16 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(STAMP)
-	@set -e; for script in benchmarks/*.py; do \
-		if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script"; else echo "benchmarks/ holds no benchmark."; fi; done
+	$(BIN)/python benchmarks/against_trl.py
+	$(BIN)/python benchmarks/against_limit.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/quick.py --record
+	$(BIN)/python benchmarks/report.py
+
+bench-quick: $(STAMP)
+	$(BIN)/python benchmarks/quick.py
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

@@ -95,7 +95,7 @@ def choose_steps(records: Sequence[Comparison], workload: Workload, steps: int) 
     pairs = {id(r): len(preference_pairs(r, workload.tie_threshold)) for r in records}
     left = [r for r in records if len(r.completions) == workload.completions and pairs[id(r)]]
     chosen: list[list[Comparison]] = []
-    for _ in range(100_000):
+    for _ in range(20_000):
         if len(chosen) == steps:
             return chosen
         if len(left) < workload.prompts:

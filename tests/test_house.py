@@ -41,6 +41,16 @@ def test_make_targets_are_what_contributing_says() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_targets_of_the_benchmarks_run_what_they_should() -> None:
+    everything, quick = dry_run("bench").stdout, dry_run("bench-quick").stdout
+    assert everything.count("benchmarks/") >= 7
+    assert everything.rstrip().endswith("benchmarks/report.py")
+    assert "benchmarks/quick.py\n" in quick
+    for script in re.findall(r"benchmarks/\w+\.py", everything + quick):
+        assert (ROOT / script).exists(), script
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_an_unfit_python_is_refused_with_a_clear_line(tmp_path: Path) -> None:
     old = tmp_path / "python-old"
     old.write_text("#!/bin/sh\nexit 1\n")
