@@ -74,7 +74,7 @@ def imbalance(sizes: Sequence[int], world: int, prompts: int) -> float:
 def main() -> None:
     """Print a table."""
     sys.stdout.write(
-        "| data | budget unused, packed | the same in arrival order | padding of rows, length-sorted | "
+        "| data | budget unused, packed | the same in arrival order | padded rows: places beyond these | "
         "2 processes: busiest over mean | 8 processes |\n|---|---|---|---|---|---|\n"
     )
     for name, found in groups().items():

@@ -1,6 +1,7 @@
 """Schedules: every index once, budgets kept, pure functions of (seed, epoch), resumable anywhere, little waste."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,3 +190,44 @@ def test_wrong_arguments_of_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="window_steps 0"):
         StepSchedule([1], prompts_per_step=1, window_steps=0)
     assert BatchSchedule([], 5).epoch(0) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=lengths_strategy,
+    budget=st.none() | st.integers(10, 200),
+    size=st.integers(1, 20),
+    world=st.integers(2, 5),
+)
+def test_processes_get_equal_numbers_of_micro_batches_of_the_same_step(
+    lengths: list[int], budget: int | None, size: int, world: int
+) -> None:
+    options: dict[str, Any] = {"prompts_per_step": size, "token_budget": budget, "seed": 7}
+    alone = list(StepSchedule(lengths, **options).steps(0, 5))
+    parts = [1 + n // 40 for n in lengths]
+    ranks = [
+        list(StepSchedule(lengths, **options, parts=parts, rank=rank, world_size=world).steps(0, 5))
+        for rank in range(world)
+    ]
+    for number, together in enumerate(zip(*ranks, strict=True)):
+        assert len({len(step.micro_batches) for step in together}) == 1
+        assert len({step.parts for step in together}) == 1
+        assert all(step.indices == alone[number].indices for step in together)
+        dealt = [i for step in together for batch in step.micro_batches for i in batch]
+        assert sorted(dealt) == sorted(alone[number].indices)
+        for step in together:
+            for batch, passes in zip(step.micro_batches, step.parts, strict=True):
+                assert budget is None or len(batch) < 2 or sum(lengths[i] for i in batch) <= budget
+                assert all(parts[i] <= passes for i in batch)
+
+
+def test_work_is_balanced_between_processes() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).integers(20, 400, 640)]
+    for world in (2, 4):
+        options: dict[str, Any] = {"prompts_per_step": 32, "token_budget": 8192, "world_size": world}
+        ranks = [list(StepSchedule(lengths, **options, rank=rank).steps(0, 20)) for rank in range(world)]
+        for together in zip(*ranks, strict=True):
+            work = [sum(lengths[i] for batch in step.micro_batches for i in batch) for step in together]
+            assert max(work) <= 1.1 * sum(work) / world
+    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+        StepSchedule(lengths, prompts_per_step=4, rank=2, world_size=2)

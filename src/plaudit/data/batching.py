@@ -349,9 +349,9 @@ class StepSchedule:
     def _step(self, number: int, epoch: int, position: int, prompts: list[int]) -> Step:
         filled = self._filler.fill(prompts)
         if self.world_size > 1:
-            if len(filled) % self.world_size:
-                wanted = -(-len(filled) // self.world_size) * self.world_size
-                filled = self._filler.spread(prompts, wanted) or filled
+            # Best fit leaves the last batch nearly empty: spread evenly wherever that keeps the budget.
+            wanted = -(-len(filled) // self.world_size) * self.world_size
+            filled = self._filler.spread(prompts, wanted) or filled
             filled = deal([(batch, self._filler.cost(batch)) for batch in filled], self.world_size)
         rounds = [filled[start : start + self.world_size] for start in range(0, len(filled), self.world_size)]
         passes = [max(self._passes(batch) for batch in batches) for batches in rounds]
