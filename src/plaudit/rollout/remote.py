@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plaudit.configs.generation import SamplingConfig
-from plaudit.data.records import Prompt, as_messages
+from plaudit.data.records import Prompt
+from plaudit.data.templates import as_messages
 
 _PASSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a moment later."""
