@@ -97,7 +97,7 @@ def test_a_guard_on_the_device_gives_the_same_run(
 def test_a_guard_on_the_device_stops_before_the_weights_move(
     tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: str
 ) -> None:
-    """Step 2 of 8 is not finite; it is noticed at step 5, and the weights are those after step 1."""
+    """Step 2 of 8 is not finite; it is noticed where the epoch ends, and the weights are those after step 1."""
     good = config_for(tokenizer_folder, tmp_path / "good", max_steps=2, normalise=False, keep_best=False)
     options: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "learning_rate": 1e-2}
     good = good.model_copy(update={"optimizer": OptimizerConfig(**options)})
@@ -123,7 +123,7 @@ def test_a_guard_on_the_device_stops_before_the_weights_move(
     message = "the loss is nan" if poisoned == "loss" else "the norm of the gradient is"
     with pytest.raises(NonFiniteError, match=rf"step 2: {message}.*Records: number"):
         main(config, train=rankings(14))
-    assert count == 5
+    assert count == 4
     now = trainers[0].model.state_dict()
     for name, value in expected.items():
         assert torch.equal(now[name], value), name
@@ -165,8 +165,9 @@ def test_records_above_the_budget_give_the_loss_and_gradient_of_the_whole(
         assert passes > 1
         assert found == pytest.approx(expected, rel=1e-6)
         assert others.keys() == gradients.keys()
+        # Float32 sums in another order; a part left out or counted twice would be off by far more.
         for name, value in gradients.items():
-            assert (others[name] - value).norm() <= 2e-6 * value.norm() + 1e-7, name
+            assert (others[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
 
 
 def test_idle_passes_add_nothing(tokenizer_folder: str, tmp_path: Path) -> None:
