@@ -7,17 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.core.layout import PackedBatch
-from plaudit.models import packed_attention
-from plaudit.models.packed_attention import (
-    PACKED_ATTENTION,
-    PackedAttention,
-    allowed_pairs,
-    explicit_attention,
-    register_packed_attention,
-)
+from plaudit.models import attention_backends, attention_blocks, attention_layout
+from plaudit.models.attention_layout import PackedAttention, allowed_pairs
+from plaudit.models.attention_reference import explicit_attention
+from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
 from plaudit.models.states import packed_states, padded_states, position_offset
 from tests.models.conftest import ARCHITECTURES, random_batch, texts_of, tiny_base
 
+BACKENDS = ("blocks", "reference")
 ENCODERS = ("bert", "modernbert-window", "roberta")
 # Prompts and completions from one token, groups of K = 1, 2, 3, 4 and 9; windows in the configurations are 3 or 4.
 SHAPES = [(7, [5, 1, 8]), (1, [1]), (1, [2, 9]), (12, [1, 3, 1, 2]), (3, [1, 2, 3, 4, 5, 6, 7, 8, 9])]
@@ -64,7 +61,7 @@ def test_packed_scores_and_gradients_equal_stock_rows(name: str) -> None:
     theirs = scores_and_gradients(stock, stock_last_states(stock, batch))
     ours_model = tiny_base(name, attn_implementation=PACKED_ATTENTION)
     ends = batch.layout.completion_ends - 1
-    for backend in packed_attention.BACKENDS:
+    for backend in BACKENDS:
         states = packed_states(ours_model, batch, backend=backend)
         assert_same(scores_and_gradients(ours_model, states[ends]), theirs)
     for side in ("right", "left"):
@@ -140,10 +137,11 @@ def test_explicit_attention_equals_the_kernel_and_sinks_take_their_share() -> No
     assert torch.allclose(flat[0, 0, 4], value[0, 0].mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gpt_oss-window-sinks"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(name: str, reentrant: bool) -> None:
     batch = random_batch(SHAPES)
-    model = tiny_base("mistral-window", attn_implementation=PACKED_ATTENTION).train()
+    model = tiny_base(name, attn_implementation=PACKED_ATTENTION).train()
     ends = batch.layout.completion_ends - 1
     plain = scores_and_gradients(model, packed_states(model, batch)[ends])
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -154,29 +152,34 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> Non
         assert torch.equal(again[1][name], gradient), name
 
 
-@pytest.mark.parametrize(("backend", "wanted"), [("reference", {4: 1, None: 1}), ("blocks", {4: 5, None: 4})])
+@pytest.mark.parametrize(
+    ("backend", "wanted"), [("reference", {(4, True): 1, (None, True): 1}), ("blocks", {(4, True): 24})]
+)
 def test_masks_are_built_once_per_window(
-    backend: str, wanted: dict[int | None, int], monkeypatch: pytest.MonkeyPatch
+    backend: str, wanted: dict[tuple[int | None, bool], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: Counter[int | None] = Counter()
-    real = packed_attention.visible_pairs
+    built: Counter[tuple[int | None, bool]] = Counter()
+    real = attention_layout.visible_positions
 
-    def counting(*tensors: Tensor, causal: bool, window: int | None) -> Tensor:
-        built[window] += 1
-        return real(*tensors, causal=causal, window=window)
+    def counting(queries: Tensor, keys: Tensor, *, causal: bool, window: int | None) -> Tensor:
+        built[window, causal] += 1
+        return real(queries, keys, causal=causal, window=window)
 
-    monkeypatch.setattr(packed_attention, "visible_pairs", counting)
-    model = tiny_base("gemma3-window", attn_implementation=PACKED_ATTENTION)
-    packed_states(model, random_batch(SHAPES), backend=backend)
-    # One of the five blocks has a single completion and, without a window, needs no mask.
+    for module in (attention_layout, attention_blocks):
+        monkeypatch.setattr(module, "visible_positions", counting)
+    attention = PackedAttention(random_batch(SHAPES).layout, backend)
+    tensors = torch.randn(3, 1, 2, attention.layout.num_tokens, 8).unbind(0)
+    for window in (4, None, 4, None):
+        attention_backends.BACKENDS[backend](*tensors, attention, window=window, scaling=1.0)
+    # Five prompts and nineteen completions; without a window none of them needs a mask.
     assert built == wanted
 
 
 def test_an_unknown_backend_and_a_wrong_length_are_refused() -> None:
     batch = random_batch([(2, [2])])
-    with pytest.raises(ValueError, match="unknown packed attention backend 'fast'"):
-        PackedAttention(batch.layout, "fast")
     model = tiny_base("llama", attn_implementation=PACKED_ATTENTION)
+    with pytest.raises(ValueError, match="unknown packed attention backend 'fast'; known: auto, blocks"):
+        packed_states(model, batch, backend="fast")
     with pytest.raises(ValueError, match="layout of 4 tokens"):
         model(input_ids=torch.tensor([[3, 4, 5]]), packed_attention=PackedAttention(batch.layout))
 
@@ -190,3 +193,19 @@ def test_a_forward_that_skips_the_packed_attention_is_an_error() -> None:
 def test_roberta_counts_positions_behind_its_padding_index() -> None:
     assert position_offset(tiny_base("roberta")) == 2
     assert position_offset(tiny_base("bert")) == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2-window-softcap"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_agrees_with_plain_rows_as_far_as_it_goes(name: str, autocast: bool) -> None:
+    batch = random_batch(SHAPES)
+    model = tiny_base(name, attn_implementation=PACKED_ATTENTION)
+    with torch.no_grad():
+        exact = packed_states(model, batch)
+        model = model if autocast else model.bfloat16()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            packed, padded = packed_states(model, batch).float(), padded_states(model, batch).float()
+    # The two round at different places: they differ no more than either does from float32.
+    error = (padded - exact).norm()
+    assert 0 < error < 0.1 * exact.norm()
+    assert (packed - exact).norm() <= 1.5 * error

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from plaudit.models import packed_attention, probe
+from plaudit.core.layout import PackedLayout
+from plaudit.models import attention_layout, packed_attention, probe
+from plaudit.models.attention_layout import BlockSpans
 from plaudit.models.backbone import is_causal
 from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
 from plaudit.models.probe import PACKABLE, choose_path, equality_fault, probe_batch, tiny_twin, twin_fault
@@ -116,7 +118,7 @@ def test_the_twin_keeps_each_kind_of_layer_and_has_a_short_window() -> None:
 
 
 def test_the_probe_notices_a_backend_that_ignores_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    careful = packed_attention.block_backend
+    careful = packed_attention.BACKENDS["blocks"]
 
     def careless(*arguments: Any, window: int | None, **others: Any) -> torch.Tensor:
         return careful(*arguments, window=None, **others)
@@ -130,14 +132,16 @@ def test_the_probe_notices_a_backend_that_ignores_the_window(monkeypatch: pytest
 
 
 def test_the_probe_notices_siblings_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(blocks: torch.Tensor, *others: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
-        return torch.ones(len(blocks), len(blocks), dtype=torch.bool).tril()
+    real = attention_layout.block_spans
+
+    def leaky(layout: PackedLayout) -> tuple[BlockSpans, ...]:
+        return tuple(BlockSpans(block.prefix, (block.tail,)) for block in real(layout))
 
     register_packed_attention()
     model = tiny_base("llama", attn_implementation=PACKED_ATTENTION)
     batch = probe_batch(True, [(5, [3, 1, 4])])
     assert equality_fault(model, batch, 1e-5) is None
-    monkeypatch.setattr(packed_attention, "visible_pairs", leaky)
+    monkeypatch.setattr(attention_layout, "block_spans", leaky)
     assert "differ" in str(equality_fault(model, batch, 1e-5))
 
 

@@ -16,7 +16,8 @@ def test_float32_works_and_the_report_is_json() -> None:
     assert rows["cpu", "float32"]["gigaflops"] > 0
     assert json.loads(json.dumps(report)) == report
     assert report["trackers"]["jsonl"]
-    assert report["attention"]["packed_backends"]
+    assert {"blocks", "reference"} <= set(report["attention"]["packed_backends"])
+    assert "CUDA" in report["attention"]["packed_faults"]["cpu"]["flex"]
     assert report["versions"]["torch"] == torch.__version__
     assert report["machine"]["memory"] is None or report["machine"]["memory"] > 2**28
 

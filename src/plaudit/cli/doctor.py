@@ -55,11 +55,19 @@ def print_report(report: dict[str, Any]) -> None:
     attention = report["attention"]
     section(
         "Attention",
-        [("packed", ", ".join(attention["packed_backends"])), ("stock", ", ".join(attention["stock"]))],
+        [
+            ("packed", ", ".join(attention["packed_backends"])),
+            *((f"not on {d}", _faults(found)) for d, found in attention["packed_faults"].items() if found),
+            ("stock", ", ".join(attention["stock"])),
+        ],
     )
     ready = ", ".join(name for name, installed in report["trackers"].items() if installed)
     absent = ", ".join(name for name, installed in report["trackers"].items() if not installed)
     section("Trackers", [("ready", ready)] + ([("not installed", absent)] if absent else []))
+
+
+def _faults(found: dict[str, str]) -> str:
+    return "; ".join(f"{name} {reason}" for name, reason in found.items())
 
 
 def _dtype_row(row: dict[str, Any]) -> tuple[str, str]:

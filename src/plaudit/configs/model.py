@@ -8,6 +8,8 @@ from plaudit.configs.base import Config
 
 Aggregation = Literal["auto", "last", "mean", "sum", "weighted_sum", "discounted_sum", "attention", "transformer"]
 
+AttentionImplementation = Literal["auto", "packed", "padded", "blocks", "flash_attn", "flex", "reference", "varlen"]
+
 
 class LoraConfig(Config):
     """Low-rank adapters on the backbone (needs the `lora` extra); the reward head is trained in full beside them."""
@@ -47,9 +49,10 @@ class RewardModelConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the backbone's weights; the head is always float32."""
 
-    attn_implementation: Literal["auto", "packed", "padded"] = "auto"
+    attn_implementation: AttentionImplementation = "auto"
     """`packed` processes a shared prompt once and never pads; `padded` is plain rows with the same numbers; `auto`
-    packs the architectures that are known to be right and pass the probe."""
+    packs the architectures that are known to be right and pass the probe. A packed backend may be named too: `blocks`,
+    `varlen`, `flash_attn`, `flex`, `reference`; unnamed, the fastest that works on the device is taken."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Every dropout probability of the backbone."""

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from plaudit.core.layout import PackedBatch
 from plaudit.data.packing import pack_groups
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
+from plaudit.models.attention_backends import require_backend
 from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
 from plaudit.models.states import packed_states, padded_states, takes_argument, unwrap
 
@@ -207,29 +208,36 @@ def twin_fault(config: Any, causal: bool) -> str | None:
     return _verdicts[key]
 
 
+def backend_name(attn_implementation: str) -> str:
+    """The packed backend that an `attn_implementation` asks for: `auto` unless it names one."""
+    return "auto" if attn_implementation in ("auto", "packed", "padded") else attn_implementation
+
+
 def choose_path(model: nn.Module, *, causal: bool, wanted: str = "auto") -> bool:
     """Decide between the packed and the padded path, and log which was taken and why.
 
     Args:
         model: the base model.
         causal: whether it is a decoder.
-        wanted: `auto`, `packed` (also off the allow-list, if the probe passes) or `padded`.
+        wanted: `auto`, `padded`, `packed` (also off the allow-list, if the probe passes), or the name of a packed
+            backend, which means `packed` with that backend.
 
     Returns:
         True for packed.
 
     Raises:
-        ValueError: if `packed` was asked for and the model cannot be packed.
+        ValueError: if `packed` was asked for and the model cannot be packed, or for an unknown name.
     """
     name = type(unwrap(model)).__name__
+    require_backend(backend_name(wanted))
     if wanted == "padded":
         logger.info("%s: padded rows, as asked", name)
         return False
-    fault = packing_fault(model, causal=causal, require_known=wanted != "packed")
+    fault = packing_fault(model, causal=causal, require_known=wanted == "auto")
     if fault is None:
         logger.info("%s: packed attention; the equality probe passed", name)
         return True
-    if wanted == "packed":
+    if wanted != "auto":
         raise ValueError(f"{name} cannot be packed: {fault}; use attn_implementation: padded")
     logger.warning("%s: padded rows, because %s", name, fault)
     return False

@@ -17,7 +17,7 @@ from plaudit.models.aggregation import build_aggregation
 from plaudit.models.backbone import backbone_from_config, is_causal, load_tokenizer, longest_text
 from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.heads import initialise_head
-from plaudit.models.probe import choose_path
+from plaudit.models.probe import backend_name, choose_path
 from plaudit.models.scoring import score_groups
 from plaudit.models.states import packed_states, padded_states, row_arguments, unwrap
 
@@ -51,7 +51,7 @@ class RewardModelParts:
         attributes: names of several outputs; empty is one output.
         attribute_weights: their weights in the total.
         max_length: most tokens of a text.
-        attn_implementation: `auto`, `packed` or `padded`.
+        attn_implementation: `auto`, `packed`, `padded` or a packed backend's name.
         backbone_name: where the backbone came from; None for random weights.
         template: which template the tokeniser uses, see `plaudit.data.tokenising.TextTokeniser`.
         too_long: its policy for texts that are too long.
@@ -227,7 +227,8 @@ class RewardModel(nn.Module):
         """Last-layer states of every token: `[N, H]` in the backbone's dtype, by the packed or the padded path."""
         token_type = self.text_tokeniser.completion_token_type
         if self.packed:
-            return packed_states(self.backbone, batch, completion_token_type=token_type)
+            backend = backend_name(self.parts.attn_implementation)
+            return packed_states(self.backbone, batch, backend=backend, completion_token_type=token_type)
         return padded_states(self.backbone, batch, pad_id=self.tokenizer.pad_token_id, completion_token_type=token_type)
 
     def forward(self, batch: PackedBatch) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from plaudit.core.layout import PackedBatch, PackedLayout
 from plaudit.data.packing import PaddedRows, unpack_rows
+from plaudit.models.attention_backends import require_backend
 from plaudit.models.packed_attention import LAYOUT_ARGUMENT, PackedAttention
 
 
@@ -43,14 +44,14 @@ def completion_mask(layout: PackedLayout) -> Tensor:
 
 
 def packed_states(
-    model: nn.Module, batch: PackedBatch, *, backend: str = "blocks", completion_token_type: int = 0
+    model: nn.Module, batch: PackedBatch, *, backend: str = "auto", completion_token_type: int = 0
 ) -> Tensor:
     """Last-layer states from one packed forward: a shared prompt goes through the network once, nothing is padded.
 
     Args:
         model: a transformers base model that uses packed attention.
         batch: `N` tokens and their layout.
-        backend: which of `packed_attention.BACKENDS`.
+        backend: which of `packed_attention.BACKENDS`, or `auto`.
         completion_token_type: token type of completions, for encoders that tell the texts of a pair apart.
 
     Returns:
@@ -59,6 +60,7 @@ def packed_states(
     Raises:
         RuntimeError: if the layers did not all call the packed attention; the states would be wrong.
     """
+    require_backend(backend)
     attention = PackedAttention(batch.layout, backend)
     output = model(
         input_ids=batch.input_ids[None],

@@ -153,13 +153,25 @@ def find_extras() -> dict[str, dict[str, str | None]]:
 
 
 def find_attention() -> dict[str, Any]:
-    """The backends of packed attention and the stock attention implementations that this installation offers."""
+    """The backends of packed attention with what each lacks on each device (None: it works), and the stock ones."""
     from transformers.utils import is_flash_attn_2_available
 
-    from plaudit.models.packed_attention import BACKENDS
+    from plaudit.models.attention_backends import BACKENDS, missing_part, self_test
 
+    def fault(name: str, device: torch.device) -> str | None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return missing_part(name, device) or self_test(name, device, dtype, 64, windowed=False)
+
+    devices = [torch.device(found["name"]) for found in find_devices()]
     stock = {"eager": True, "sdpa": True, "flash_attention_2": bool(is_flash_attn_2_available())}
-    return {"packed_backends": sorted(BACKENDS), "stock": [name for name, usable in stock.items() if usable]}
+    return {
+        "packed_backends": sorted(name for name in BACKENDS if any(fault(name, device) is None for device in devices)),
+        "packed_faults": {
+            str(device): {name: reason for name in sorted(BACKENDS) if (reason := fault(name, device)) is not None}
+            for device in devices
+        },
+        "stock": [name for name, usable in stock.items() if usable],
+    }
 
 
 def find_trackers() -> dict[str, bool]:

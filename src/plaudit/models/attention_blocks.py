@@ -1,0 +1,234 @@
+"""Packed attention text by text with torch's own kernels: the backend for the CPU, and where nothing better works.
+
+Two ways. Where attention is plain (no active window, soft-cap, sink or dropout) and the CPU's flash kernel takes it:
+the cascade of `attention_cascade`. Otherwise each prefix and each completion, in chunks of queries, attends to
+`[what it sees of the prefix; what it sees of itself]` under a small mask. Neither has anything of the size of the row
+squared, or of a block squared.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from plaudit.models.attention_cascade import CascadeKernel, cascade_attention
+from plaudit.models.attention_layout import PackedAttention, Sequences, Span, visible_positions
+from plaudit.models.attention_reference import explicit_attention
+
+_CHUNK = 256
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _heads_first(tensor: Tensor, span: Span, heads: int) -> Tensor:
+    """`[N, g, d]` to `[1, h, L, d]` of a span, grouped heads repeated."""
+    part = tensor[span[0] : span[1]].transpose(0, 1).unsqueeze(0)
+    return part if part.shape[1] == heads else repeat_kv(part, heads // part.shape[1])
+
+
+def _cpu_forward(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, *, causal: bool, scaling: float
+) -> tuple[Tensor, Tensor]:
+    heads = query.shape[1]
+    outs, sums = [], []
+    for queries, keys in zip(sequences.queries, sequences.keys, strict=True):
+        out, lse = _flash(
+            _heads_first(query, queries, heads),
+            _heads_first(key, keys, heads),
+            _heads_first(value, keys, heads),
+            0.0,
+            causal,
+            scale=scaling,
+        )
+        outs.append(out[0].transpose(0, 1))
+        sums.append(lse[0].transpose(0, 1))
+    return torch.cat(outs), torch.cat(sums)
+
+
+def _cpu_backward(
+    gradients: tuple[Tensor, Tensor, Tensor],
+    grad_out: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    sequences: Sequences,
+    *,
+    causal: bool,
+    scaling: float,
+    accumulate: bool,
+) -> None:
+    query, key, value, out, lse = saved
+    heads = query.shape[1]
+    for queries, keys in zip(sequences.queries, sequences.keys, strict=True):
+        found = _flash_backward(
+            _heads_first(grad_out, queries, heads),
+            _heads_first(query, queries, heads),
+            _heads_first(key, keys, heads),
+            _heads_first(value, keys, heads),
+            _heads_first(out, queries, heads),
+            lse[queries[0] : queries[1]].transpose(0, 1).unsqueeze(0),
+            0.0,
+            causal,
+            scale=scaling,
+        )
+        for gradient, share, (start, end) in zip(gradients, found, (queries, keys, keys), strict=True):
+            share = share[0].transpose(0, 1)
+            if share.shape[1] != gradient.shape[1]:
+                share = share.unflatten(1, (gradient.shape[1], -1)).sum(2)
+            if accumulate:
+                gradient[start:end] += share
+            else:
+                gradient[start:end] = share
+
+
+CPU_KERNEL = CascadeKernel(_cpu_forward, _cpu_backward)
+"""The CPU's flash kernel, one call per sequence."""
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def block_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention: PackedAttention,
+    *,
+    window: int | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Text by text; arguments and result as for `plaudit.models.attention_reference.reference_backend`.
+
+    It takes every option on every device. Lengths are plain numbers here, so `torch.compile` leaves it as it is.
+    """
+    window = attention.active_window(window)
+    plain = window is None and softcap is None and sinks is None and dropout == 0.0
+    if plain and query.device.type == "cpu" and query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        return cascade_attention(query, key, value, attention, CPU_KERNEL, scaling=scaling)
+    groups = query.shape[1] // key.shape[1]
+    sizes = [end - start for start, end in attention.pieces]
+    parts = [t.split(sizes, dim=2) for t in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    explicit = softcap is not None or sinks is not None
+    masks = _explicit_masks if explicit else _kernel_masks
+    calls = attention.derived(("calls", window), lambda: plan_calls(attention, window))
+    found = attention.derived(
+        (masks, window, query.dtype), lambda: masks(calls, attention.layout.causal, window, query)
+    )
+    outputs = []
+    for call, mask in zip(calls, found, strict=True):
+        q = parts[0][call.piece][:, :, call.queries[0] : call.queries[1]]
+        k, v = (_gather(t, call) for t in parts[1:])
+        if explicit:
+            out = explicit_attention(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+        else:
+            out = nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=call.causal
+            )
+        outputs.append(out)
+    return torch.cat(outputs, dim=2)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the kernel: some queries of a piece over the keys that they may see.
+
+    Attributes:
+        piece: which of `PackedAttention.pieces` the queries are of.
+        queries: their places in that piece.
+        prefix: which piece is the prefix, or None.
+        prefix_keys: places in the prefix.
+        own_keys: places in the piece itself.
+        first: position of the piece's first token.
+        causal: whether the mask would be the plain causal square.
+        full: whether the mask would be True everywhere.
+    """
+
+    piece: int
+    queries: Span
+    prefix: int | None
+    prefix_keys: Span
+    own_keys: Span
+    first: int
+    causal: bool
+    full: bool
+
+
+def plan_calls(attention: PackedAttention, window: int | None) -> list[Call]:
+    """The calls that cover the row, in its order.
+
+    Args:
+        attention: the layout.
+        window: the active window: keys that no query of a chunk can see are left out. None cuts no chunks.
+
+    Returns:
+        One call per chunk of each piece.
+    """
+    calls: list[Call] = []
+    piece = 0
+    for block in attention.blocks:
+        length = block.prefix[1] - block.prefix[0]
+        prefix = piece if length else None
+        if prefix is not None:
+            calls += _plan_piece(piece, length, None, 0, attention.layout.causal, window)
+            piece += 1
+        for start, end in block.completions:
+            calls += _plan_piece(piece, end - start, prefix, length, attention.layout.causal, window)
+            piece += 1
+    return calls
+
+
+def _plan_piece(
+    piece: int, length: int, prefix: int | None, prefix_length: int, causal: bool, window: int | None
+) -> list[Call]:
+    step = length if window is None else max(window, _CHUNK)
+    calls = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        first = prefix_length + start
+        # The earliest position that any query of the chunk sees.
+        earliest = 0 if window is None else max(0, first - window + 1)
+        stop = end if causal else length if window is None else min(length, end + window - 1)
+        calls.append(
+            Call(
+                piece=piece,
+                queries=(start, end),
+                prefix=prefix if earliest < prefix_length else None,
+                prefix_keys=(earliest, prefix_length),
+                own_keys=(max(0, earliest - prefix_length), stop),
+                first=prefix_length,
+                causal=causal and window is None and prefix is None,
+                full=not causal and window is None,
+            )
+        )
+    return calls
+
+
+def _gather(pieces: tuple[Tensor, ...], call: Call) -> Tensor:
+    own = pieces[call.piece][:, :, call.own_keys[0] : call.own_keys[1]]
+    if call.prefix is None:
+        return own
+    return torch.cat((pieces[call.prefix][:, :, call.prefix_keys[0] : call.prefix_keys[1]], own), dim=2)
+
+
+def _explicit_masks(calls: list[Call], causal: bool, window: int | None, query: Tensor) -> list[Tensor]:
+    """For every call `[1, 1, Q, S]` bool."""
+    masks = []
+    for call in calls:
+        queries = torch.arange(*call.queries) + call.first
+        keys = torch.arange(*call.own_keys) + call.first
+        if call.prefix is not None:
+            keys = torch.cat((torch.arange(*call.prefix_keys), keys))
+        masks.append(visible_positions(queries, keys, causal=causal, window=window)[None, None].to(query.device))
+    return masks
+
+
+def _kernel_masks(calls: list[Call], causal: bool, window: int | None, query: Tensor) -> list[Tensor | None]:
+    """For every call `[1, 1, Q, S]` in the queries' dtype, 0 or -inf: no layer has to convert a bool mask; or None."""
+    masks: list[Tensor | None] = []
+    for call in calls:
+        if call.causal or call.full:
+            masks.append(None)
+            continue
+        (allowed,) = _explicit_masks([call], causal, window, query)
+        masks.append(torch.zeros_like(allowed, dtype=query.dtype).masked_fill_(~allowed, float("-inf")))
+    return masks
