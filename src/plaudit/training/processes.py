@@ -1,6 +1,10 @@
 """Several processes as one run: who is who, what they tell each other, and what is refused before they start."""
 
+import itertools
 import os
+import pickle
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +24,7 @@ Value = TypeVar("Value")
 _VARIABLES = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
 AnyTraining = TypeVar("AnyTraining", bound=TrainingConfig)
 
-PATIENT_DAYS = 100
-"""How long the others wait while the first process writes: as long as it takes. If it dies, they notice at once."""
+POLL_SECONDS = 0.02
 LAUNCH = "torchrun --nproc-per-node 2 -m plaudit …"
 
 
@@ -46,7 +49,8 @@ class Processes:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     strategy: str | None = None
-    _patient: Any = field(default=None, repr=False)
+    _name: str = field(default="", repr=False)
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -63,7 +67,7 @@ class Processes:
         if not self.several:
             return [value]
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self._patient)
+        dist.all_gather_object(found, value)
         return found
 
     def from_first(self, work: Callable[[], Value]) -> Value:
@@ -74,19 +78,23 @@ class Processes:
         """
         if not self.several:
             return work()
-        outcome: list[Any] = [None, None]
+        # Through the store that torchrun keeps: a collective with a time-out of days would also take leave that slowly.
+        store, key = dist.distributed_c10d._get_default_store(), f"{self._name}/{next(self._calls)}"
         if self.first:
             try:
-                outcome[0] = work()
+                value = work()
             except (ValueError, OSError) as error:
-                outcome[1] = str(error) or type(error).__name__
-                dist.broadcast_object_list(outcome, src=0, group=self._patient)
+                store.set(key, pickle.dumps((None, str(error) or type(error).__name__)))
                 raise
-        dist.broadcast_object_list(outcome, src=0, group=self._patient)
-        if outcome[1] is not None:
-            raise OtherProcessError(f"the first process stopped: {outcome[1]}")
-        value: Value = outcome[0]
-        return value
+            store.set(key, pickle.dumps((value, None)))
+            return value
+        while not store.check([key]):
+            time.sleep(POLL_SECONDS)
+        found, fault = pickle.loads(store.get(key))
+        if fault is not None:
+            raise OtherProcessError(f"the first process stopped: {fault}")
+        result: Value = found
+        return result
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes; in place, any shape."""
@@ -156,8 +164,9 @@ def joined(config: TrainingConfig, *, dry_run: bool = False) -> Iterator[Process
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=config.process_timeout))
     try:
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=PATIENT_DAYS))
-        processes = Processes(rank, local, world, device, config.parallel, patient)
+        name = [uuid.uuid4().hex]
+        dist.broadcast_object_list(name, src=0)
+        processes = Processes(rank, local, world, device, config.parallel, name[0])
         processes.require_same(configuration=config.model_dump(mode="json"))
         yield processes
     except RuntimeError as error:
