@@ -34,6 +34,10 @@ class RewardTrainingConfig(TrainingConfig):
     ] = "auto"
     """`auto` goes by each record's judgement: rankings and scores `pairwise` (one completion alone: `regression`),
     picks `best_of_k`, votes `votes`, labels `classification`, ratings `regression`. Any other name holds for all."""
+    head_start: Literal["random", "fitted"] = "random"
+    """Where the head starts: drawn (see `model.initial_spread`), or `fitted`, at its best on the untouched backbone, by
+    one forward pass over the training data and a convex fit whose ridge is chosen by cross-fitting. Calmer and often
+    better where judgements are few (Kumar et al. 2022)."""
     margin: Literal["none", "record", "constant", "scores"] = "none"
     """What is demanded beyond winning a pair: nothing, the record's own margin, `margin_size`, or `margin_size` times
     the gap between the people's scores."""
