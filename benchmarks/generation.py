@@ -120,7 +120,8 @@ def main() -> None:
         found = compare(ways, arguments.repeats)
         rows.append({"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts, **found})
         print(
-            f"K {samples}  prompt {length:3}  new {new:3}   plaudit {found['plaudit']:7.0f} ({found['plaudit_best']:7.0f})"
+            f"K {samples}  prompt {length:3}  new {new:3}"
+            f"   plaudit {found['plaudit']:7.0f} ({found['plaudit_best']:7.0f})"
             f"   transformers {found['transformers']:7.0f} ({found['transformers_best']:7.0f})"
             f"   x{found['ratio']:.2f} (x{found['ratio_best']:.2f})",
             flush=True,

@@ -1,10 +1,11 @@
-"""Aggregation and head alone, on the token states of a frozen backbone that are computed once and kept.
+"""A head fitted on the token states of a frozen backbone, which are computed once and kept.
 
-A hundredth of the price of fine-tuning, so that losses and aggregations can be compared over folds and seeds. The
-numbers say what a choice does for a linear readout of a general-purpose encoder, not for a fine-tuned one.
+A hundredth of the price of fine-tuning, so that losses and aggregations can be compared over all folds. The numbers
+say what a choice does for a linear readout of a general-purpose encoder, not for a fine-tuned one. The head is the
+optimum of its loss with a ridge that is chosen inside the training folds (`plaudit.training.head_fit`): there is no
+randomness in it.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,12 @@ from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.core.layout import scatter_to_table
 from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison
+from plaudit.data.splits import split_keys
 from plaudit.data.targets import make_targets
 from plaudit.data.tokenising import TokenisedGroup
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.head_fit import choose_ridge, fit_linear
 from plaudit.training.objectives import PreferenceObjective, loss_of, tie_rate, why_unusable
-from plaudit.training.schedules import learning_rate_factor
-
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 16, 3e-3, 1e-2
 
 
 class States:
@@ -39,45 +39,40 @@ class States:
             with torch.no_grad():
                 self.states.append(model.states(pack_groups([group], causal=model.causal)))
             self.groups.append(group)
+        self.width = max(group.num_slots for group in self.groups)
+        self.pooled: dict[tuple[str, str], Tensor] = {}
 
-    def table(self, model: RewardModel, records: Sequence[Comparison]) -> Tensor:
-        """Scores `[P, K]` of some records by a model's aggregation and head."""
-        places = [self.places[id(record)] for record in records]
-        batch = pack_groups([self.groups[place] for place in places], causal=model.causal)
-        states = torch.cat([self.states[place] for place in places])
-        return scatter_to_table(model.head_scores(states, batch).squeeze(-1), batch.layout)
+    def features(self, config: RewardTrainingConfig) -> Tensor:
+        """`agg(h)` of every completion by a configuration's aggregation: `[P, K, H]`.
+
+        Raises:
+            ValueError: for an aggregation with weights of its own, which would have to be trained.
+        """
+        name = (config.model.aggregation, config.model.aggregate_over)
+        if name not in self.pooled:
+            parts = replace(self.model.parts, aggregation=name[0], aggregate_over=name[1])
+            aggregation = RewardModel(self.model.backbone, self.model.tokenizer, parts, packed=False).aggregation
+            if any(True for _ in aggregation.parameters()):
+                raise ValueError(f"aggregation {name[0]!r} has weights of its own; it cannot be fitted in one go")
+            rows = []
+            for group, states in zip(self.groups, self.states, strict=True):
+                layout = pack_groups([group], causal=self.model.causal, num_slots=self.width).layout
+                rows.append(scatter_to_table(aggregation(states.float(), layout), layout)[0])
+            self.pooled[name] = torch.stack(rows)
+        return self.pooled[name]
 
 
-def train_head(
+def fitted_scores(
     states: States, settings: dict[str, Any], train: Sequence[Comparison], test: Sequence[Comparison]
 ) -> list[list[float]]:
-    """Train aggregation and head by AdamW with a linear schedule for a fixed number of epochs; score `test`."""
+    """Fit a head to `train` and score `test` with it."""
     config = RewardTrainingConfig.model_validate(settings)
-    torch.manual_seed(config.seed)
-    parts = replace(
-        states.model.parts, aggregation=config.model.aggregation, aggregate_over=config.model.aggregate_over
-    )
-    model = RewardModel(states.model.backbone, states.model.tokenizer, parts, packed=False, seed=config.seed)
+    features = states.features(config)
     records = [record for record in train if why_unusable(record, config) is None]
     objective = PreferenceObjective(config, initial_tie_rate=tie_rate(records, config.tie_threshold))
-    trained = [*model.aggregation.parameters(), *model.head.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    order, step = random.Random(config.seed), 0
-    total = EPOCHS * -(-len(records) // BATCH)
-    for _ in range(EPOCHS):
-        order.shuffle(records)
-        for start in range(0, len(records), BATCH):
-            chosen = records[start : start + BATCH]
-            scores = states.table(model, chosen)
-            targets = make_targets(chosen, num_slots=scores.shape[1], tie_threshold=config.tie_threshold)
-            losses = [loss_of(record, config) for record in chosen]
-            loss, _ = objective(scores, scores, targets, losses, normaliser=float(len(chosen)))
-            optimizer.zero_grad()
-            loss.backward()
-            factor = learning_rate_factor(step, total_steps=total, schedule="linear", warmup_steps=total // 10)
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * factor
-            optimizer.step()
-            step += 1
-    with torch.no_grad():
-        return [states.table(model, [record])[0].tolist() for record in test]
+    targets = make_targets(records, num_slots=states.width, tie_threshold=config.tie_threshold)
+    losses = [loss_of(record, config) for record in records]
+    inside = features[[states.places[id(record)] for record in records]]
+    tried = choose_ridge(inside, targets, losses, split_keys(records, "prompt"), objective)
+    weight, _ = fit_linear(inside, targets, losses, objective, ridge=min(tried, key=lambda each: tried[each]))
+    return [(features[states.places[id(record)], : len(record.completions)] @ weight[0]).tolist() for record in test]

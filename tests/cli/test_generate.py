@@ -30,7 +30,7 @@ def test_generate(
     main([*words, "--logprobs", "--output", str(output)])
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert found[0]["id"] == "a"
-    assert "\n".join(found[0]["completions"]) == printed.strip("\n")
+    assert "".join(text + "\n" for text in found[0]["completions"]) == printed
     assert all(len(row["completions"]) == len(row["finished"]) == len(row["logprobs"]) == 2 for row in found)
     assert all(value < 0 for row in found for value in row["logprobs"])
 

@@ -95,7 +95,8 @@ def test_the_ridge_follows_the_evidence(tokenizer_folder: str, tmp_path: Path) -
         if kind == "signal":
             features[:, 0, 0] += 2.0
         targets = trainer.train.targets(range(len(records)), 2)
-        losses = choose_ridge(features, trainer.train, targets, trainer.objective)
+        prompts = [str(each.prompt) for each in records]
+        losses = choose_ridge(features, targets, trainer.train.losses, prompts, trainer.objective)
         chosen[kind] = min(losses, key=lambda each: losses[each])
         assert (min(losses.values()) < 0.5) == (kind == "signal")
     assert chosen["signal"] < 0.1 < 1 <= chosen["noise"]

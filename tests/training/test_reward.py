@@ -147,7 +147,8 @@ def test_a_record_is_trained_on_the_same_thing_whatever_stands_beside_it(tokeniz
     apart, others = gradient(small, [rated, scored])
     assert together == pytest.approx(apart, rel=1e-5)
     for name, value in gradients.items():
-        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-6)
+        # Gradients of up to 1400 here; in float32 sums in another order differ by some 4e-7 of a tensor's norm.
+        assert (others[name] - value).norm() <= 1e-5 * value.norm(), name
     alone, _ = gradient(config, [rated])
     other, _ = gradient(config, [scored])
     assert together == pytest.approx((alone + other) / 2, rel=1e-5)

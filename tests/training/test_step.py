@@ -166,8 +166,9 @@ def test_records_above_the_budget_give_the_loss_and_gradient_of_the_whole(
         assert found == pytest.approx(expected, rel=1e-6)
         assert others.keys() == gradients.keys()
         # Float32 sums in another order; a part left out or counted twice would be off by far more.
+        # The bias has no gradient but rounding: no comparison says anything about it.
         for name, value in gradients.items():
-            assert (others[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+            assert (others[name] - value).norm() <= 1e-5 * value.norm() + 1e-6 * (name == "model.head.bias"), name
 
 
 def test_idle_passes_add_nothing(tokenizer_folder: str, tmp_path: Path) -> None:

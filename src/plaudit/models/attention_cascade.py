@@ -97,7 +97,7 @@ class CascadeAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of both parts, added."""
         saved, attention, kernel = ctx.saved_tensors, ctx.attention, ctx.kernel
@@ -125,6 +125,10 @@ def cascade_attention(
     Returns:
         `[1, h, N, d]`, a view of `[1, N, h, d]`.
     """
-    rows = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
+    kind, dtype = query.device.type, value.dtype
+    if torch.is_autocast_enabled(kind):
+        # The kernels are called below the level at which autocast would do this.
+        dtype = torch.get_autocast_dtype(kind)
+    rows = (t.squeeze(0).transpose(0, 1).to(dtype) for t in (query, key, value))
     out: Tensor = CascadeAttention.apply(*rows, attention, kernel, scaling)  # type: ignore[no-untyped-call]
     return out.transpose(0, 1).unsqueeze(0)

@@ -130,15 +130,19 @@ def block_mask(layout: PackedLayout, window: int | None, tile: int = TILE) -> Bl
     """
     indices = padded_indices(layout, tile)
     kinds = tile_kinds(indices, causal=layout.causal, window=window, tile=tile)
-    lists = []
+    lists: list[Tensor] = []
     for kind in kinds:
         counts = kind.sum(1, dtype=torch.int32)
         # Stable: the listed tiles come first, in the row's order.
         order = kind.to(torch.int32).argsort(dim=1, descending=True, stable=True).to(torch.int32)
         lists += [counts[None, None], order[None, None]]
     places = indices.blocks.shape[0]
+    partial_count, partial_order, full_count, full_order = lists
     return BlockMask.from_kv_blocks(
-        *lists,
+        partial_count,
+        partial_order,
+        full_count,
+        full_order,
         BLOCK_SIZE=tile,
         mask_mod=mask_function(indices, causal=layout.causal, window=window),
         seq_lengths=(places, places),
@@ -161,7 +165,7 @@ def _score_function(softcap: float | None) -> Any:
     return capped
 
 
-@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
 def flex_backend(
     query: Tensor,
     key: Tensor,

@@ -157,7 +157,8 @@ def varlen_backend(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, sequences: ExpandedSequences) -> Tensor:
         _, *ends = sequences
-        result: Tensor = varlen_attn(q, k, v, *ends, scale=scaling, window_size=sides, enable_gqa=True)
+        kernel: Any = varlen_attn
+        result: Tensor = kernel(q, k, v, *ends, scale=scaling, window_size=sides, enable_gqa=True)
         return result
 
     return expanded_attention(query, key, value, attention, attend, window=window)
@@ -210,7 +211,7 @@ def flash_backend(
     Raises:
         ValueError: for sinks, which it does not have.
     """
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
     if sinks is not None:
         raise ValueError("flash_attn has no attention sinks; use attn_implementation: auto")

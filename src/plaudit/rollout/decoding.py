@@ -264,8 +264,8 @@ class SharedPrefixDecoder:
             self._grid = torch.tensor(grid, device=self._device)
             self._flat = torch.tensor(flat, device=self._device)
         ragged = any(length != self._longest for length in lengths)
-        column = torch.arange(self._longest, device=self._device)
-        self._padding = (column >= self._row_lengths[:, None])[:, None, None] if ragged else None
+        columns = torch.arange(self._longest, device=self._device)
+        self._padding = (columns >= self._row_lengths[:, None])[:, None, None] if ragged else None
         self._masks = {}
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:

@@ -96,7 +96,7 @@ def fit_linear(
         weight.grad, bias.grad = torch.autograd.grad(total, (weight, bias), materialize_grads=True)
         return total.detach()
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return (weight.detach() / spread).float(), bias.detach().float()
 
 
@@ -122,17 +122,26 @@ def linear_loss(
 
 def choose_ridge(
     features: Tensor,
-    data: RewardData,
     targets: PreferenceTargets,
+    losses: Sequence[str],
+    keys: Sequence[str],
     objective: PreferenceObjective,
     *,
     attribute_weights: Sequence[float] = (),
 ) -> dict[float, float]:
     """The held-out loss of every `λ` of `RIDGES`, cross-fitted over the prompts of the training records.
 
-    With fewer than two prompts per fold there is nothing to choose by: the dictionary is then empty.
+    Args:
+        features: `[P, K, H]`.
+        targets: of the same `P` prompts.
+        losses: the name of each prompt's loss.
+        keys: for each of them what must not be split, e.g. the prompt.
+        objective: the training loss.
+        attribute_weights: of the total; none for one output.
+
+    Returns:
+        Loss by `λ`; nothing where there are fewer than two keys per fold, and so nothing to choose by.
     """
-    keys = split_keys(data.tokenised.records, "prompt")
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(numbers) < 2 * FOLDS:
         return {}
@@ -141,12 +150,12 @@ def choose_ridge(
     for fold in range(FOLDS):
         inside, outside = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
         share = targets.weights[outside].sum().item() / targets.weights.sum().item()
-        losses = [data.losses[row] for row in outside.tolist()]
+        held_out = [losses[row] for row in outside.tolist()]
         for ridge in RIDGES:
             weight, bias = fit_linear(
                 features,
                 targets,
-                data.losses,
+                losses,
                 objective,
                 attribute_weights=attribute_weights,
                 ridge=ridge,
@@ -158,7 +167,7 @@ def choose_ridge(
                     weight,
                     bias,
                     select(targets, outside),
-                    losses,
+                    held_out,
                     objective,
                     attribute_weights,
                     smoothing=False,
@@ -190,7 +199,8 @@ def fit_head(model: RewardModel, objective: PreferenceObjective, data: RewardDat
     weights = model.parts.attribute_weights
     device = next(iter(objective.parameters()), torch.zeros(())).device
     objective.to("cpu")
-    tried = choose_ridge(features, data, targets, objective, attribute_weights=weights)
+    keys = split_keys(data.tokenised.records, "prompt")
+    tried = choose_ridge(features, targets, data.losses, keys, objective, attribute_weights=weights)
     ridge = min(tried, key=lambda each: tried[each]) if tried else 1.0
     weight, bias = fit_linear(features, targets, data.losses, objective, attribute_weights=weights, ridge=ridge)
     objective.to(device)

@@ -79,7 +79,8 @@ class Processes:
         if not self.several:
             return work()
         # Through the store that torchrun keeps: a collective with a time-out of days would also take leave that slowly.
-        store, key = dist.distributed_c10d._get_default_store(), f"{self._name}/{next(self._calls)}"
+        store: Any = dist.distributed_c10d._get_default_store()
+        key = f"{self._name}/{next(self._calls)}"
         if self.first:
             try:
                 value = work()

@@ -1,32 +1,26 @@
 """Train a reward model from what people preferred: `main(config)`, one visible loop over the services beside it."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plaudit.configs.reward import RewardTrainingConfig
-from plaudit.core.layout import scatter_to_table
-from plaudit.core.preference_losses import pairwise_ranking_loss
 from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.models.reward_model import RewardModel
-from plaudit.training.accumulation import backward_in_parts
 from plaudit.training.estimates import Estimate, estimate_run
 from plaudit.training.head_fit import fit_head
 from plaudit.training.messages import say
 from plaudit.training.normalisation import ScoreStatistics, normalise_model
 from plaudit.training.objectives import (
     ABSOLUTE_LOSSES,
-    PAIR_SUMS,
     PreferenceObjective,
     explode_pairs,
     loss_of,
@@ -34,9 +28,8 @@ from plaudit.training.objectives import (
     tie_rate,
     why_unusable,
 )
-from plaudit.training.optimizers import build_optimizer, clip_gradients
-from plaudit.training.parallel import Network
-from plaudit.training.precision import autocast, pick_device, threads
+from plaudit.training.optimizers import clip_gradients
+from plaudit.training.precision import pick_device, threads
 from plaudit.training.processes import Processes, joined
 from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import (
@@ -46,11 +39,10 @@ from plaudit.training.reading import (
     tokenise_records,
 )
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
-from plaudit.training.reward_batches import MicroBatch, RewardData
+from plaudit.training.reward_batches import RewardData
+from plaudit.training.reward_trainer import RewardTrainer
 from plaudit.training.run import Run
 from plaudit.training.session import Session, check_output, prepare_output, records_hash
-
-HEAD_PREFIXES = ("model.head.", "model.aggregation.", "objective.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,113 +56,6 @@ class RewardTrainingResult(TrainingResult):
 
     normalisation: ScoreStatistics | None = None
     tie_parameter: float | None = None
-
-
-@dataclass
-class RewardTrainer:
-    """The parts of one training run, put together by `main`.
-
-    Attributes:
-        model: the reward model.
-        objective: the loss, with its tie parameter where it learns one.
-        train: comparisons to learn from.
-        held_out: comparisons to evaluate on, or None.
-        processes: who shares the run.
-        network: the model as all of them call it.
-    """
-
-    config: RewardTrainingConfig
-    model: RewardModel
-    objective: PreferenceObjective
-    train: RewardData
-    held_out: RewardData | None
-    processes: Processes
-    network: Network = field(init=False)
-    trained: nn.ModuleDict = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.network = Network(self.model, self.processes, precision=self.config.precision)
-        self.trained = nn.ModuleDict({"model": self.model, "objective": self.objective}).to(self.device)
-        self.optimizer = build_optimizer(self.trained, self.config.optimizer, head_prefixes=HEAD_PREFIXES)
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.processes.device
-
-    def scores(self, micro: MicroBatch, number: int = 0) -> Tensor:
-        """Scores of one pass of a micro-batch, `[P, K]` or `[P, K, A]` in float32, 0 where another pass has the score.
-
-        An idle pass goes through the network too, and comes out as zeros with a graph.
-        """
-        batch = micro.passes[number]
-        with self.autocast():
-            scores: Tensor = self.network(batch)
-        if micro.idle[number]:
-            table: Tensor = scores.new_zeros((len(micro.indices), micro.num_slots, *scores.shape[1:]))
-            return table + 0.0 * scores.sum()
-        return scatter_to_table(scores, batch.layout)
-
-    def loss(
-        self, table: Tensor, micro: MicroBatch, weight_sum: float, *, smoothing: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The share of a micro-batch in the loss of a step whose records weigh `weight_sum`, from its score table."""
-        if micro.targets is None:
-            return table.sum(), {name: table.new_zeros(()) for name in PAIR_SUMS}
-        total = self.model.total(table)
-        found: tuple[Tensor, dict[str, Tensor]] = self.objective(
-            table, total, micro.targets, micro.losses, normaliser=weight_sum, smoothing=smoothing
-        )
-        return found
-
-    def backward(self, micro: MicroBatch, weight_sum: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the gradient of a micro-batch's share; returns the detached share and the sums for the metrics."""
-        return backward_in_parts(
-            [partial(self.scores, micro, number) for number in range(len(micro.passes))],
-            lambda table: self.loss(table, micro, weight_sum),
-            device=self.device,
-        )
-
-    def micro_batch_loss(self, chosen: Sequence[int], weight_sum: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The share of these training records in the loss of a step, in one pass and with its graph."""
-        micro = self.train.micro_batch(chosen).to(self.device)
-        return self.loss(self.scores(micro), micro, weight_sum)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The number format of the backbone."""
-        return autocast(self.device, self.config.precision)
-
-    @torch.no_grad()
-    def evaluate(self, data: RewardData) -> dict[str, float]:
-        """Held-out metrics without dropout, smoothing, margins or centring; each process looks at its share.
-
-        Returns:
-            `loss` (the training loss), `accuracy` and `margin` over judged untied pairs, `mean_reward`, and `log_loss`:
-            `-(1/n_x) Σ log σ(r_w − r_l)` averaged over the prompts that have such pairs, in nats.
-        """
-        weight_sum = sum(data.weights)
-        sums: Counter[str] = Counter()
-        self.trained.eval()
-        batches = data.tokenised.micro_batches(self.config.tokens_per_micro_batch)
-        for chosen, parts in self.processes.share(batches):
-            micro = data.micro_batch(chosen, parts).to(self.device)
-            table = sum((self.scores(micro, number) for number in range(1, parts)), self.scores(micro))
-            part, more = self.loss(table, micro, weight_sum, smoothing=False)
-            sums.update({"loss": part.item(), **{name: value.item() for name, value in more.items()}})
-            total, targets = self.model.total(table), micro.targets
-            if targets is None:
-                continue
-            pair_part, pair_metrics = pairwise_ranking_loss(
-                total, targets.tiers, targets.judged, weights=targets.weights, normaliser=1.0
-            )
-            sums.update({"log_loss": pair_part.item(), "paired_weight": pair_metrics["weight_sum"].item()})
-        self.trained.train()
-        self.network.reshard()
-        found = self.processes.add(sums)
-        metrics = {"loss": found["loss"], **mean_metrics(found)}
-        paired = found.get("paired_weight", 0.0)
-        return metrics | ({"log_loss": found["log_loss"] / paired} if paired else {})
 
 
 def main(
