@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from plaudit.configs.model import RewardModelConfig
+from plaudit.models.quiet import quiet_loading
 from plaudit.models.states import unwrap
 
 logger = logging.getLogger(__name__)
@@ -95,15 +96,16 @@ def load_backbone(
     set_dropout(config, dropout)
     if layers is not None:
         _keep_layers(config, layers, name)
-    model, report = AutoModel.from_pretrained(
-        name,
-        config=config,
-        dtype=DTYPES[dtype],
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        variant=variant,
-        **_build_arguments(config),
-    )
+    with quiet_loading():
+        model, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=DTYPES[dtype],
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            variant=variant,
+            **_build_arguments(config),
+        )
     missing = sorted(str(key) for key in report["missing_keys"])
     if missing:
         raise ValueError(f"{name}: {len(missing)} weights are missing and would be random, e.g. {missing[:3]}")
