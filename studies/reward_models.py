@@ -28,6 +28,7 @@ from plaudit.data.records import Comparison
 from plaudit.data.splits import SplitKey, kfold
 from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
 from plaudit.training import reward
+from plaudit.training.results import ENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE: dict[str, Any] = {
@@ -186,6 +187,8 @@ def train_and_score(
     config = RewardTrainingConfig.model_validate({**settings, "output": folder, "overwrite": True})
     result = reward.main(config, train=train)
     assert isinstance(result, reward.RewardTrainingResult)
+    if result.stopped_by not in ENDS:
+        raise SystemExit(f"stopped by {result.stopped_by}")
     scored = result.model.score([c.prompt for c in test], [c.completions for c in test])
     return [one.raw.tolist() for one in scored]
 
@@ -240,17 +243,21 @@ def write_table(
     arguments: argparse.Namespace, evaluations: Sequence[Any], seconds: dict[str, float], records: int
 ) -> None:
     """Print the Markdown table and write the JSON file."""
-    differences = {
-        (d.first, d.second, d.metric): d.difference for d in compare(evaluations, metrics_compared=("accuracy",))
-    }
+    compared = compare(evaluations, metrics_compared=("accuracy", "log_loss"))
+    differences = {(d.first, d.second, d.metric): d.difference for d in compared}
     reference = "bag of words"
     lines = [
-        "| model | accuracy | minus bag of words | log-loss | calibration error | best of K | Kendall τ | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | accuracy | minus bag of words | log-loss | minus bag of words | calibration error | best of K "
+        "| Kendall τ | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = []
     for one in evaluations:
-        difference = differences.get((reference, one.name, "accuracy"))
+        gains = {
+            metric: None if found is None else (-found.value, -found.high, -found.low)
+            for metric in ("accuracy", "log_loss")
+            for found in (differences.get((reference, one.name, metric)),)
+        }
         cells = {
             "accuracy": one.metrics["accuracy"],
             "log_loss": one.metrics["log_loss"],
@@ -258,19 +265,19 @@ def write_table(
             "best_of_k_accuracy": one.metrics["best_of_k_accuracy"],
             "kendall_tau": one.metrics["kendall_tau"],
         }
-        gain = None if difference is None else (-difference.value, -difference.high, -difference.low)
         rows.append(
             {
                 "model": one.name,
                 **{name: (cell.value, cell.low, cell.high) for name, cell in cells.items()},
-                "minus_bag_of_words": gain,
+                "minus_bag_of_words": gains,
                 "seconds": seconds.get(one.name),
             }
         )
         text = [f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells.values()]
-        beside = "" if gain is None else f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]"
+        beside = ["" if gain is None else f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]" for gain in gains.values()]
         spent = f"{seconds[one.name]:.0f}" if one.name in seconds else ""
-        lines.append(f"| {one.name} | {text[0]} | {beside} | {' | '.join(text[1:])} | {spent} |")
+        row = [one.name, text[0], beside[0], text[1], beside[1], *text[2:], spent]
+        lines.append(f"| {' | '.join(row)} |")
     print("\n".join(lines))
     label = arguments.name + "-frozen" * arguments.frozen
     file = ROOT / "docs" / "studies" / f"reward-models-{label}.json"
