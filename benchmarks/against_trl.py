@@ -175,7 +175,8 @@ def main() -> None:
     clock = "processor_seconds" if arguments.processor_time else "seconds"
     print(table(rows(results, clock)), table(memory_rows(results)), sep="\n\n")
     if arguments.save_as:
-        command = f"python benchmarks/against_trl.py --steps {arguments.steps} --device {arguments.device}"
+        chosen = "".join(f" {name}" for name in arguments.workloads)
+        command = f"python benchmarks/against_trl.py{chosen} --steps {arguments.steps} --device {arguments.device}"
         print(save(arguments.save_as, command, results, peer=f"trl {TRL}").relative_to(ROOT))
 
 
