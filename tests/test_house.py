@@ -25,7 +25,13 @@ def packages(requirements: list[str]) -> set[str]:
 
 
 def dry_run(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["make", "--no-print-directory", "-n", target, *variables],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
