@@ -21,7 +21,6 @@ from torch import Tensor
 from plaudit.core.reduction import expect_shape
 
 Factor = float | Tensor
-"""A number for every step, or `[B, T]`."""
 
 
 class VTrace(NamedTuple):
@@ -101,10 +100,7 @@ def off_policy_corrections(
     Raises:
         ValueError: for shapes that differ from `rewards [B, T]`, or a mask or `truncated` that is not boolean.
     """
-    _check_mask(rewards, mask)
-    for name, tensor in (("values", values), ("next_values", next_values), ("continues", continues)):
-        expect_shape(name, tensor, tuple(rewards.shape))
-    _check_truncated(truncated, mask)
+    _check(rewards, mask, truncated, values=values, next_values=next_values, continues=continues)
     going_on = _factor("discount", discount, rewards, mask) * _clean(continues, mask, rewards.dtype)
     errors = _clean(rewards, mask) + _bootstrap(going_on, next_values, mask) - _clean(values, mask)
     errors = _factor("error_weights", error_weights, rewards, mask) * errors
@@ -137,12 +133,10 @@ def discounted_returns(
     Returns:
         `[B, T]`; 0 at masked steps.
     """
-    _check_mask(rewards, mask)
-    breaks_off = truncated | (next_counted_index(mask) == mask.shape[1])
-    expect_shape("next_values", next_values, tuple(rewards.shape))
-    bootstrap = next_values.masked_fill(~(breaks_off & mask), 0.0)
-    zeros = torch.zeros_like(rewards)
-    return off_policy_corrections(rewards, zeros, bootstrap, continues, truncated, mask, discount=discount, traces=1.0)
+    _check(rewards, mask, truncated, next_values=next_values)
+    behind = next_values.masked_fill(~(_breaks_off(truncated, mask) & mask), 0.0)
+    nothing = torch.zeros_like(rewards)
+    return off_policy_corrections(rewards, nothing, behind, continues, truncated, mask, discount=discount, traces=1.0)
 
 
 def gae(
@@ -206,10 +200,7 @@ def lambda_returns(
     Raises:
         ValueError: as `off_policy_corrections`.
     """
-    _check_mask(rewards, mask)
-    expect_shape("next_values", next_values, tuple(rewards.shape))
-    expect_shape("continues", continues, tuple(rewards.shape))
-    _check_truncated(truncated, mask)
+    _check(rewards, mask, truncated, next_values=next_values, continues=continues)
     implied = _value_of_the_step_before(next_values.masked_fill(truncated | (continues == 0), 0.0), mask)
     corrections = off_policy_corrections(
         rewards, implied, next_values, continues, truncated, mask, discount=discount, traces=return_lambda
@@ -312,8 +303,7 @@ def vtrace(
         error_weights=_clipped_ratios(log_ratios, rewards, mask, clip_error),
     )
     targets = corrections + _clean(values, mask)
-    breaks_off = truncated | (next_counted_index(mask) == mask.shape[1])
-    behind = torch.where(breaks_off, next_values, shift_to_next(targets, mask))
+    behind = torch.where(_breaks_off(truncated, mask), next_values, shift_to_next(targets, mask))
     going_on = _factor("discount", discount, rewards, mask) * _clean(continues, mask, rewards.dtype)
     errors = _clean(rewards, mask) + _bootstrap(going_on, behind, mask) - _clean(values, mask)
     return VTrace(targets, _clipped_ratios(log_ratios, rewards, mask, clip_advantage) * errors)
@@ -346,12 +336,9 @@ def n_step_returns(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    _check_mask(rewards, mask)
-    expect_shape("next_values", next_values, tuple(rewards.shape))
-    expect_shape("continues", continues, tuple(rewards.shape))
-    _check_truncated(truncated, mask)
+    _check(rewards, mask, truncated, next_values=next_values, continues=continues)
     going_on = _factor("discount", discount, rewards, mask) * _clean(continues, mask, rewards.dtype)
-    breaks_off = truncated | (next_counted_index(mask) == mask.shape[1])
+    breaks_off = _breaks_off(truncated, mask)
     found = _clean(rewards, mask) + _bootstrap(going_on, next_values, mask)
     for _ in range(min(num_steps, rewards.shape[1]) - 1):
         behind = torch.where(breaks_off, next_values, shift_to_next(found, mask))
@@ -361,18 +348,23 @@ def n_step_returns(
 
 def _check_mask(values: Tensor, mask: Tensor) -> None:
     if values.ndim != 2 or values.shape[1] == 0 or not values.is_floating_point():
-        raise ValueError(
-            f"rewards and values must be floating point [B, T], T ≥ 1, got {values.dtype} {tuple(values.shape)}"
-        )
+        raise ValueError(f"rewards must be floating point [B, T], T ≥ 1, got {values.dtype} {tuple(values.shape)}")
+    expect_shape("mask", mask, tuple(values.shape))
     if mask.dtype != torch.bool:
         raise ValueError(f"a mask must be boolean (True = the policy chose this step), got {mask.dtype}")
-    expect_shape("mask", mask, tuple(values.shape))
 
 
-def _check_truncated(truncated: Tensor, mask: Tensor) -> None:
-    expect_shape("truncated", truncated, tuple(mask.shape))
+def _check(rewards: Tensor, mask: Tensor, truncated: Tensor, **tensors: Tensor) -> None:
+    _check_mask(rewards, mask)
+    for name, tensor in {**tensors, "truncated": truncated}.items():
+        expect_shape(name, tensor, tuple(mask.shape))
     if truncated.dtype != torch.bool:
         raise ValueError(f"truncated must be boolean (True = cut by a time limit), got {truncated.dtype}")
+
+
+def _breaks_off(truncated: Tensor, mask: Tensor) -> Tensor:
+    """Where the data ends and `next_values` stand for what follows: time limits and the last counted step of a row."""
+    return truncated | (next_counted_index(mask) == mask.shape[1])
 
 
 def _clean(values: Tensor, mask: Tensor, dtype: torch.dtype | None = None) -> Tensor:
