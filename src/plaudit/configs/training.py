@@ -67,8 +67,8 @@ class RecordsConfig(Config):
     """What must not stand on both sides of that split: the first user turn, or also the record's group."""
 
 
-class TrainingConfig(RecordsConfig):
-    """The options that supervised fine-tuning and reward training share."""
+class RunConfig(RecordsConfig):
+    """What every job that moves weights shares: where it writes, how it steps, how it computes, when it saves."""
 
     output: Path = Path("runs/training")
     """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
@@ -77,34 +77,12 @@ class TrainingConfig(RecordsConfig):
     resume: bool = False
     """Go on from the last good checkpoint in `output`; starts at the beginning where there is none."""
     seed: int = Field(default=0, ge=0)
-    """Decides the order of the data and dropout; `model.seed` decides random weights."""
+    """Decides the order of the data, dropout and sampling; `model.seed` decides random weights."""
 
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training records; parts of one are allowed."""
-    max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many optimizer steps even if the epochs are not over."""
-    patience: int | None = Field(default=None, gt=0)
-    """Stop after this many evaluations in a row without an improvement; needs held-out records."""
-    tolerance: float = Field(default=0.0, ge=0)
-    """How much lower (in nats) the held-out value must be to count as an improvement."""
-    keep_best: bool = True
-    """With held-out records: the final model is that of the best evaluation, not that of the last step."""
-
-    records_per_step: int = Field(default=32, gt=0)
-    """Prompts (or demonstrations) per optimizer step."""
     tokens_per_micro_batch: int = Field(default=8192, gt=0)
     """Token budget of one forward pass, which bounds memory; a step takes as many passes as it needs. It does not
     change what is computed, only in how many pieces: completions of a record that is longer go through one part after
     the other, which costs another forward; one completion that is longer goes alone."""
-    window_steps: int = Field(default=1, gt=0)
-    """So many steps are sorted by length together before they are cut and shuffled. 1 keeps steps unbiased in length,
-    which packed rows need not pay for; more saves padding where rows are padded."""
-
-    token_cache: str = "auto"
-    """Folder in which token ids are kept for the next run on the same texts; `auto` is `plaudit/tokens` in the user's
-    cache folder (`$XDG_CACHE_HOME`, `~/.cache`), `off` keeps none. What takes less than a second is not kept."""
-    prefetch: int = Field(default=2, ge=0)
-    """Micro-batches that a background thread packs ahead while the network works; 0 packs each when it is needed."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer, rates, schedule, clipping."""
@@ -115,12 +93,6 @@ class TrainingConfig(RecordsConfig):
     threads: Literal["auto"] | PositiveInt = "auto"
     """Threads that share an operation on the CPU. `auto` is what torch takes (`OMP_NUM_THREADS`, else one per core),
     but no more than this process may use: in a container with a quota of two processors on a machine of 64, two."""
-    parallel: Literal["auto", "ddp", "fsdp"] | None = None
-    """How the processes that torchrun started share the run: `ddp` (each holds the whole model) or `fsdp` (each holds a
-    part of it); `auto` is `ddp` unless training would take more than half of a GPU. None is a single process."""
-    process_timeout: float = Field(default=600, gt=0)
-    """Seconds that a process waits for the others within a step before it gives the run up. A process that dies is
-    noticed at once; saving is waited for without a limit."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, far less memory."""
 
@@ -140,11 +112,48 @@ class TrainingConfig(RecordsConfig):
     """Print no progress and no notes; warnings still appear."""
 
     @model_validator(mode="after")
-    def _check_shared(self) -> "TrainingConfig":
+    def _check_run(self) -> "RunConfig":
         if self.held_out and self.held_out_fraction is not None:
             raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
         if self.resume and self.overwrite:
             raise ValueError("resume goes on with a run and overwrite throws it away: give one of them")
+        return self
+
+
+class TrainingConfig(RunConfig):
+    """The options that supervised fine-tuning and reward training share: passes over records."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training records; parts of one are allowed."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after this many optimizer steps even if the epochs are not over."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after this many evaluations in a row without an improvement; needs held-out records."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """How much lower (in nats) the held-out value must be to count as an improvement."""
+    keep_best: bool = True
+    """With held-out records: the final model is that of the best evaluation, not that of the last step."""
+
+    records_per_step: int = Field(default=32, gt=0)
+    """Prompts (or demonstrations) per optimizer step."""
+    window_steps: int = Field(default=1, gt=0)
+    """So many steps are sorted by length together before they are cut and shuffled. 1 keeps steps unbiased in length,
+    which packed rows need not pay for; more saves padding where rows are padded."""
+
+    token_cache: str = "auto"
+    """Folder in which token ids are kept for the next run on the same texts; `auto` is `plaudit/tokens` in the user's
+    cache folder (`$XDG_CACHE_HOME`, `~/.cache`), `off` keeps none. What takes less than a second is not kept."""
+    prefetch: int = Field(default=2, ge=0)
+    """Micro-batches that a background thread packs ahead while the network works; 0 packs each when it is needed."""
+    parallel: Literal["auto", "ddp", "fsdp"] | None = None
+    """How the processes that torchrun started share the run: `ddp` (each holds the whole model) or `fsdp` (each holds a
+    part of it); `auto` is `ddp` unless training would take more than half of a GPU. None is a single process."""
+    process_timeout: float = Field(default=600, gt=0)
+    """Seconds that a process waits for the others within a step before it gives the run up. A process that dies is
+    noticed at once; saving is waited for without a limit."""
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> "TrainingConfig":
         if self.tolerance and self.patience is None:
             raise ValueError(f"tolerance: {self.tolerance} has no effect without patience")
         return self

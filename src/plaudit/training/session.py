@@ -3,17 +3,17 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from plaudit.configs.base import dump_config
-from plaudit.configs.training import TrainingConfig
+from plaudit.configs.training import RunConfig, TrainingConfig
 from plaudit.training.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -30,12 +30,27 @@ from plaudit.training.processes import OtherProcessError, Processes
 from plaudit.training.random_state import random_state, set_random_state
 from plaudit.training.stopping import BestSoFar
 
-RUN_ENTRIES = ("checkpoints", "model", "metrics.jsonl", "configuration.yaml", "result.json", "tensorboard")
+RUN_ENTRIES = (
+    *("checkpoints", "model", "metrics.jsonl", "samples.jsonl"),
+    *("configuration.yaml", "result.json", "tensorboard"),
+)
 FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
     | {"quiet", "save_every", "device", "prefetch", "token_cache", "threads", "parallel", "process_timeout"}
 )
-LENGTH_KEYS = frozenset({"epochs", "max_steps"})
+LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations"})
+
+
+class Stateful(Protocol):
+    """What belongs into a checkpoint besides weights and optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, tensors and strings, in dicts and lists."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
 
 
 @dataclass
@@ -66,18 +81,33 @@ class Session:
 
     def __init__(
         self,
-        config: TrainingConfig,
+        config: RunConfig,
         trained: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
         data_hash: str,
         processes: Processes | None = None,
+        parts: Mapping[str, Stateful] | None = None,
     ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            config: of the run.
+            trained: everything with weights.
+            optimizer: over its trainable parameters.
+            data_hash: what the run learns from.
+            processes: who shares the run.
+            parts: whatever else has a state of numbers, tensors and strings, by name.
+        """
         self.config, self.trained, self.optimizer = config, trained, optimizer
+        self.parts = dict(parts or {})
         self.processes = processes or Processes()
         self.folder = config.output / "checkpoints"
         self.state = RunState()
-        self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
+        self.keeps_best = isinstance(config, TrainingConfig) and config.keep_best
+        self.best = BestSoFar()
+        if isinstance(config, TrainingConfig):
+            self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
         self._identity = {"data": data_hash, "frozen": frozen_hash(trained)}
         self.saved_step = 0
 
@@ -106,8 +136,9 @@ class Session:
             "random": self.processes.gather(random_state() if randomness is None else randomness),
             "identity": self._identity,
             "config": self.config.model_dump_json(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        keep = {self.best.step} if self.config.keep_best else set()
+        keep = {self.best.step} if self.keeps_best else set()
 
         def write() -> Path:
             path = save_checkpoint(self.folder, self.state.step, state)
@@ -134,6 +165,8 @@ class Session:
         self._compare(json.loads(saved["config"]), checkpoint.path)
         load_trainable_state(self.trained, saved["trained"])
         put_optimizer(self.optimizer, saved["optimizer"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved["parts"][name])
         self._set_random_state(saved["random"])
         self.state = RunState(**saved["run"])
         self.best.load_state_dict(saved["best"])
@@ -151,7 +184,7 @@ class Session:
         Returns:
             The held-out metrics of the weights that are now in place; empty where nothing was evaluated.
         """
-        if not self.config.keep_best or self.best.step in (-1, self.state.step):
+        if not self.keeps_best or self.best.step in (-1, self.state.step):
             return self.state.evaluation
         try:
             best = self._read(lambda: load_checkpoint(checkpoint_path(self.folder, self.best.step)))
@@ -200,7 +233,7 @@ class Session:
             warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
 
 
-def prepare_output(config: TrainingConfig) -> None:
+def prepare_output(config: RunConfig) -> None:
     """Make the run's folder; an older run there is refused, removed or left to be resumed.
 
     Raises:
@@ -214,7 +247,7 @@ def prepare_output(config: TrainingConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
 
 
-def check_output(config: TrainingConfig) -> list[str]:
+def check_output(config: RunConfig) -> list[str]:
     """What of an older run stands in the output folder; raises as `prepare_output`, and changes nothing."""
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"output: {config.output} is a file; name a folder")
