@@ -1,0 +1,1 @@
+"""Policy-gradient algorithms: one family for text, enumerable problems and control."""
