@@ -50,6 +50,17 @@ def test_the_job_gets_the_configuration(calls: list[tuple[Job, bool]], tmp_path:
     assert calls == [(Job(inner=Inner(width=5), model="folder", seed=3), False)]
 
 
+def test_a_result_may_set_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in (0, 143):
+        result = SimpleNamespace(exit_code=code)
+        monkeypatch.setitem(sys.modules, "a_job", SimpleNamespace(main=lambda config, result=result: result))
+        if code:
+            with pytest.raises(SystemExit, match="143"):
+                run()
+        else:
+            run()
+
+
 def test_print_config_prints_yaml_and_runs_nothing(
     calls: list[tuple[Job, bool]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from plaudit.data.io import read_comparisons
 from plaudit.demo.best_of import BestOf
 from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, headline, main, num_heads
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.run import Run
 
 SMALL = {
     "demonstrations": 60,
@@ -103,3 +107,15 @@ def test_best_of_means_by_hand() -> None:
     assert found.mean_gold == 3.0
     assert found.chosen_gold == (1.0 + 2.0) / 2
     assert found.best_gold == (5.0 + 4.0) / 2
+
+
+def test_a_stopped_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update_and_strike(self: Run, *arguments: Any, **options: Any) -> None:
+        update(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    update = Run.update
+    monkeypatch.setattr(Run, "update", update_and_strike)
+    with pytest.raises(SystemExit, match="130"):
+        main(DemoConfig(output=tmp_path / "run", **SMALL))
+    assert not (tmp_path / "run/reward").exists()

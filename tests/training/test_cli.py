@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from plaudit.configs.base import load_config
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.sft import SftConfig
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.run import Run
 from plaudit.training.trackers import read_metrics
 from tests.training.conftest import SIZES, WORDS
 
@@ -79,6 +81,30 @@ def test_from_demonstrations_to_a_reward_model(folder: Path, capsys: pytest.Capt
     main([*reward, "--resume"])
 
 
+@pytest.mark.parametrize("verb", ["sft", "reward"])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_ends_with_the_code_of_its_signal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str, sent: signal.Signals, code: int
+) -> None:
+    data = "demonstrations.jsonl" if verb == "sft" else "rankings.jsonl"
+    words = [verb, "small.yaml", "--data", data, "--output", "run", "--quiet"]
+
+    def update_and_strike(self: Run, *arguments: Any, **options: Any) -> None:
+        update(self, *arguments, **options)
+        os.kill(os.getpid(), sent)
+
+    update = Run.update
+    monkeypatch.setattr(Run, "update", update_and_strike)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == code
+    assert json.loads((folder / "run/result.json").read_text())["stopped_by"] == sent.name
+    assert not (folder / "run/model").exists()
+    monkeypatch.setattr(Run, "update", update)
+    main([*words, "--resume"])
+    assert (folder / "run/model").is_dir()
+
+
 @pytest.mark.slow
 def test_the_command_survives_a_kill_from_outside(folder: Path) -> None:
     command = [sys.executable, "-c", "from plaudit.cli.app import main; main()", "reward", "small.yaml"]
@@ -98,7 +124,7 @@ def test_the_command_survives_a_kill_from_outside(folder: Path) -> None:
         time.sleep(0.01)
     terminated.send_signal(signal.SIGTERM)
     _, messages = terminated.communicate()
-    assert terminated.returncode == 0
+    assert terminated.returncode == 128 + signal.SIGTERM
     assert b"stopped by SIGTERM after step" in messages
     subprocess.run([*command, "--output", "killed", "--resume"], env=environment, check=True)
     weights = [(folder / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]

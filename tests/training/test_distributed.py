@@ -268,14 +268,15 @@ def test_from_the_command_line_stopped_and_resumed_alone(tmp_path: Path, tokeniz
     )
     words = ["plaudit", "reward", "run.yaml"]
     command = [*LAUNCH, "-m", *words, "--parallel", "fsdp"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
+    told, metrics = tmp_path / "told.txt", tmp_path / "run" / "metrics.jsonl"
+    with told.open("w") as stream:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=stream)
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert process.poll() is None, process.stderr
+        assert process.poll() is None, told.read_text()
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert "stopped by SIGTERM after step" in errors
+    assert process.wait(timeout=120) != 0
+    assert "stopped by SIGTERM after step" in told.read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["stopped_by"] == "SIGTERM"
     alone = [sys.executable, "-m", *words, "--resume", "--max-steps", str(result["steps"] + 2)]

@@ -36,7 +36,8 @@ def run_verb(
         words: everything typed after the verb.
         config_class: the verb's configuration.
         main: import string `module:function` of the job; `main(config)` runs it and `main(config, dry_run=True)`
-            prints what it would need. Imported only after the configuration is known to be valid.
+            prints what it would need. Imported only after the configuration is known to be valid. Where what it returns
+            has an `exit_code` that is not 0, the command ends with it.
         verb: the words that call the verb, for the help page.
         about: what the verb does, for the help page.
         positional: the configuration key that takes plain words which are no YAML files.
@@ -60,7 +61,10 @@ def run_verb(
         sys.stdout.flush()
         import_string(main)(config, dry_run=True)
         return
-    import_string(main)(config)
+    result = import_string(main)(config)
+    # A run that a signal stopped has saved what is needed to go on, but whatever needs its result must not start.
+    if code := getattr(result, "exit_code", 0):
+        sys.exit(code)
 
 
 def import_string(path: str) -> Callable[..., Any]:

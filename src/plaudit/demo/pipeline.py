@@ -7,10 +7,12 @@ Every stage takes what the earlier ones left in a `DemoRun` and adds to it, so t
 """
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from plaudit.configs.demo import DemoConfig
 from plaudit.configs.evaluate import EvaluateRewardConfig
@@ -27,6 +29,8 @@ from plaudit.evaluation.reward import evaluate_reward
 from plaudit.training import reward, sft
 from plaudit.training.messages import say
 from plaudit.training.results import TrainingResult
+
+AnyResult = TypeVar("AnyResult", bound=TrainingResult)
 
 MARKER = "made-by-plaudit-demo.txt"
 """The file by which a folder is known to be a demo's, and nobody's own work."""
@@ -143,7 +147,7 @@ def fine_tune(run: DemoRun) -> None:
     held_out = run.world.demonstrations(max(20, config.demonstrations // 15), "test")
     result = sft.main(SftConfig.model_validate(settings), train=run.demonstrations, held_out=held_out)
     assert isinstance(result, TrainingResult)
-    run.policy = result
+    run.policy = _complete(result)
 
 
 def train_reward_model(run: DemoRun) -> None:
@@ -161,7 +165,7 @@ def train_reward_model(run: DemoRun) -> None:
         RewardTrainingConfig.model_validate(settings), train=run.train, demonstrations=run.demonstrations
     )
     assert isinstance(result, reward.RewardTrainingResult)
-    run.reward_model = result
+    run.reward_model = _complete(result)
 
 
 def evaluate(run: DemoRun) -> None:
@@ -199,6 +203,13 @@ STAGES: dict[str, Callable[[DemoRun], None]] = {
 
 def _shared(run: DemoRun, name: str) -> dict[str, object]:
     return {"output": run.file(name), "seed": run.config.seed, "log_every": 20, "tokens_per_micro_batch": 4096}
+
+
+def _complete(result: AnyResult) -> AnyResult:
+    """The result; where a signal stopped its run, the whole demo ends as it did: nothing can be built on half a model."""
+    if not result.complete:
+        sys.exit(result.exit_code)
+    return result
 
 
 def num_heads(hidden_size: int) -> int:

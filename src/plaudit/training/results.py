@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -45,6 +46,14 @@ class TrainingResult:
     def complete(self) -> bool:
         """True unless a signal stopped the run."""
         return self.model_folder is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that ran this should end with: 0, or 128 plus the number of the signal that stopped it.
+
+        So SIGTERM gives 143 and Ctrl-C 130, as shells and schedulers expect: what follows does not start without a model.
+        """
+        return 0 if self.complete else 128 + signal.Signals[self.stopped_by].value
 
     def write(self) -> None:
         """Write `result.json`: every field but the model."""
