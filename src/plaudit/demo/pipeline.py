@@ -206,7 +206,7 @@ def _shared(run: DemoRun, name: str) -> dict[str, object]:
 
 
 def _complete(result: AnyResult) -> AnyResult:
-    """The result; where a signal stopped its run, the whole demo ends as it did: nothing can be built on half a model."""
+    """The result; where a signal stopped its run, the whole demo ends with the code of that signal."""
     if not result.complete:
         sys.exit(result.exit_code)
     return result

@@ -51,7 +51,7 @@ class TrainingResult:
     def exit_code(self) -> int:
         """What a command that ran this should end with: 0, or 128 plus the number of the signal that stopped it.
 
-        So SIGTERM gives 143 and Ctrl-C 130, as shells and schedulers expect: what follows does not start without a model.
+        So SIGTERM gives 143 and Ctrl-C 130, as shells and schedulers expect: nothing that needs the model starts.
         """
         return 0 if self.complete else 128 + signal.Signals[self.stopped_by].value
 
