@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plaudit.core.kl import KL_ESTIMATORS
 from plaudit.core.masked import masked_mean
-from plaudit.core.reduction import Metrics, StepReduction, expect_shape, reduce_steps
+from plaudit.core.reduction import Metrics, Reduction, expect_shape, reduce_steps
 
 
 def answer_logprobs(logprobs: Tensor, mask: Tensor, *, mean: bool = False) -> tuple[Tensor, Tensor]:
@@ -60,12 +60,38 @@ def truncated_importance_weights(log_ratios: Tensor, mask: Tensor, *, maximum: f
     return ratios.clamp(minimum, maximum).masked_fill(~mask, 0.0)
 
 
+def ratio_metrics(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Metrics:
+    """How far a policy has moved from the old one, by `ρ_t = π_θ / π_old`, without gradient.
+
+    Args:
+        logprobs, old_logprobs: `[B, T]`.
+        mask: `[B, T]` bool.
+
+    Returns:
+        `num_steps`, `approximate_kl` (k3 of `KL(π_old‖π_θ)`), `ratio_mean`, `ratio_min`, `ratio_max`; ratios are 1
+        where nothing counts.
+
+    Raises:
+        ValueError: if shapes differ.
+    """
+    log_ratios = _log_ratios(logprobs.detach(), old_logprobs, mask)
+    ratios = log_ratios.exp()
+    empty = ~mask.any()
+    return {
+        "num_steps": mask.sum(),
+        "approximate_kl": masked_mean(torch.expm1(log_ratios) - log_ratios, mask),
+        "ratio_mean": masked_mean(ratios, mask).masked_fill(empty, 1.0),
+        "ratio_min": ratios.masked_fill(~mask, float("inf")).min().masked_fill(empty, 1.0),
+        "ratio_max": ratios.masked_fill(~mask, float("-inf")).max().masked_fill(empty, 1.0),
+    }
+
+
 def policy_gradient_loss(
     logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    reduction: StepReduction,
+    reduction: Reduction,
     importance_weights: Tensor | None = None,
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
@@ -102,7 +128,7 @@ def clipped_surrogate_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    reduction: StepReduction,
+    reduction: Reduction,
     clip_low: float = 0.2,
     clip_high: float | None = None,
     dual_clip: float | None = None,
@@ -146,7 +172,7 @@ def clipped_surrogate_loss(
     objective = torch.minimum(plain, ratios.clamp(1 - clip_low, 1 + high) * advantages)
     if dual_clip is not None:
         objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
-    metrics = _ratio_metrics(log_ratios, mask)
+    metrics = ratio_metrics(logprobs, old_logprobs, mask)
     metrics["clip_fraction"] = masked_mean((objective != plain).detach().to(plain.dtype), mask)
     if importance_weights is not None:
         objective = objective * _constant("importance_weights", importance_weights, logprobs, mask)
@@ -160,7 +186,7 @@ def kl_penalised_surrogate_loss(
     mask: Tensor,
     *,
     kl_coefficient: float,
-    reduction: StepReduction,
+    reduction: Reduction,
     kl_estimator: str = "k3",
     clip_low: float = float("inf"),
     clip_high: float | None = None,
@@ -216,7 +242,7 @@ def entropy_bonus(
     entropies: Tensor,
     mask: Tensor,
     *,
-    reduction: StepReduction,
+    reduction: Reduction,
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
 ) -> Tensor:
@@ -292,16 +318,3 @@ def _log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """`log π_θ - log π_old`, 0 at masked steps; the gradient goes into `logprobs` alone."""
     expect_shape("old_logprobs", old_logprobs, tuple(logprobs.shape))
     return logprobs.masked_fill(~mask, 0.0) - old_logprobs.detach().masked_fill(~mask, 0.0)
-
-
-def _ratio_metrics(log_ratios: Tensor, mask: Tensor) -> Metrics:
-    log_ratios = log_ratios.detach()
-    ratios = log_ratios.exp()
-    empty = ~mask.any()
-    return {
-        "num_steps": mask.sum(),
-        "approximate_kl": masked_mean(torch.expm1(log_ratios) - log_ratios, mask),
-        "ratio_mean": masked_mean(ratios, mask),
-        "ratio_min": ratios.masked_fill(~mask, float("inf")).min().masked_fill(empty, 1.0),
-        "ratio_max": ratios.masked_fill(~mask, float("-inf")).max().masked_fill(empty, 1.0),
-    }

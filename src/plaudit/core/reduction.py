@@ -7,6 +7,8 @@ from torch import Tensor
 
 Metrics = dict[str, Tensor]
 StepReduction = Literal["per_token", "per_sequence", "sequence_sum", "per_prompt"]
+Reduction = StepReduction | Tensor
+"""A reduction by name, or the weight of each step `[B, T]` from `step_weights`."""
 
 
 def prepare_scores(scores: Tensor, mask: Tensor) -> Tensor:
@@ -63,10 +65,53 @@ def reduce_prompts(
     return loss, {"num_prompts": usable.sum(), "weight_sum": weight_sum}
 
 
+def step_weights(
+    mask: Tensor, reduction: StepReduction, *, group_ids: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The weight of each step in a named reduction: `reduce_steps(ℓ, mask, reduction) = Σ_bt w_bt ℓ_bt`.
+
+    Taken over a whole optimizer step and cut up with its rows, they make micro-batches add up exactly, however rows and
+    groups are split between them.
+
+    Args:
+        mask: `[B, T]` bool.
+        reduction: one of the names of `reduce_steps`.
+        group_ids: `[B]` int64, needed by `per_prompt`.
+        dtype: of the weights.
+
+    Returns:
+        `[B, T]`; 0 at masked steps.
+
+    Raises:
+        ValueError: for an unknown reduction, shapes that do not fit, or missing `group_ids`.
+    """
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise ValueError(f"a mask must be boolean [B, T] (True = counts), got {mask.dtype} {tuple(mask.shape)}")
+    counts = mask.sum(1)
+    rows = (counts > 0).sum().clamp_min(1).to(dtype)
+    if reduction == "per_token":
+        weights = (1 / counts.sum().clamp_min(1).to(dtype)).expand(len(counts))
+    elif reduction == "per_sequence":
+        weights = 1 / (counts.clamp_min(1).to(dtype) * rows)
+    elif reduction == "per_prompt":
+        if group_ids is None:
+            raise ValueError("the reduction per_prompt needs group_ids")
+        expect_shape("group_ids", group_ids, (mask.shape[0],))
+        groups, inverse = torch.unique(group_ids, return_inverse=True)
+        group_counts = counts.new_zeros(len(groups)).index_add(0, inverse, counts)
+        prompts = (group_counts > 0).sum().clamp_min(1).to(dtype)
+        weights = 1 / (group_counts.clamp_min(1).to(dtype) * prompts)[inverse]
+    elif reduction == "sequence_sum":
+        weights = (1 / rows).expand(len(counts))
+    else:
+        raise ValueError(f"unknown reduction {reduction!r}; one of per_token, per_sequence, sequence_sum, per_prompt")
+    return weights.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0.0)
+
+
 def reduce_steps(
     per_step: Tensor,
     mask: Tensor,
-    reduction: StepReduction,
+    reduction: Reduction,
     *,
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
@@ -86,7 +131,7 @@ def reduce_steps(
     Args:
         per_step: `[B, T]`.
         mask: `[B, T]` bool.
-        reduction: one of the names above.
+        reduction: one of the names above, or weights `w [B, T]` (see `step_weights`) for `Σ_bt w ℓ`.
         group_ids: `[B]` int64, needed by `per_prompt`: rows of one prompt share an id.
         normaliser: what to divide by in place of the last column.
 
@@ -101,6 +146,11 @@ def reduce_steps(
     expect_shape("mask", mask, tuple(per_step.shape))
     if mask.dtype != torch.bool:
         raise ValueError(f"a mask must be boolean (True = counts), got {mask.dtype}")
+    if isinstance(reduction, Tensor):
+        if normaliser is not None:
+            raise ValueError("weights of steps have their divisor in them: give no normaliser beside them")
+        expect_shape("the weights of steps", reduction, tuple(mask.shape))
+        return (per_step.masked_fill(~mask, 0.0) * reduction).sum()
     counts = mask.sum(1)
     sums = per_step.masked_fill(~mask, 0.0).sum(1)
     divisor = (counts > 0).sum()

@@ -1,9 +1,10 @@
 """Losses of critics over trajectories `[B, T]`. They take values, never models; targets are constants."""
 
+import torch
 from torch import Tensor
 
 from plaudit.core.masked import masked_mean, masked_variance
-from plaudit.core.reduction import Metrics, StepReduction, expect_shape, reduce_steps
+from plaudit.core.reduction import Metrics, Reduction, expect_shape, reduce_steps
 
 
 def squared_value_loss(
@@ -11,7 +12,7 @@ def squared_value_loss(
     returns: Tensor,
     mask: Tensor,
     *,
-    reduction: StepReduction = "per_token",
+    reduction: Reduction = "per_token",
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
@@ -42,7 +43,7 @@ def clipped_value_loss(
     mask: Tensor,
     *,
     clip: float,
-    reduction: StepReduction = "per_token",
+    reduction: Reduction = "per_token",
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
@@ -73,6 +74,43 @@ def clipped_value_loss(
     loss = reduce_steps(errors, mask, reduction, group_ids=group_ids, normaliser=normaliser)
     clipped = ((values - old).abs() > clip).to(values.dtype)
     return loss, _metrics(values, returns, mask) | {"value_clip_fraction": masked_mean(clipped.detach(), mask)}
+
+
+def huber_td_loss(
+    values: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    *,
+    threshold: float = 1.0,
+    reduction: Reduction = "per_token",
+    group_ids: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+) -> tuple[Tensor, Metrics]:
+    """`ℓ_t = ½ δ²` where `|δ| ≤ κ`, else `κ (|δ| - ½ κ)`; `δ_t = V_t - target_t`, the temporal-difference error.
+
+    A squared error whose gradient is bounded by `κ`: one surprising reward cannot throw the values far.
+    Source: Huber (1964); Mnih et al., "Human-level control through deep reinforcement learning" (2015), methods.
+
+    Args:
+        values: `[B, T]`, `V(s_t)` or `Q(s_t, a_t)` of the network that learns.
+        targets: `[B, T]`; gradients into them are cut.
+        mask: `[B, T]` bool.
+        threshold: `κ`, positive, in units of the return.
+        reduction, group_ids, normaliser: see `plaudit.core.reduction.reduce_steps`.
+
+    Returns:
+        the scalar loss, and the metrics of `squared_value_loss` with `absolute_error`, the mean of `|δ|`.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a threshold that is not positive.
+    """
+    if not threshold > 0:
+        raise ValueError(f"the threshold of a Huber loss must be positive, got {threshold}")
+    values, targets = _clean(values, targets, mask)
+    sizes = (values - targets).abs()
+    errors = torch.where(sizes <= threshold, 0.5 * sizes.square(), threshold * (sizes - 0.5 * threshold))
+    loss = reduce_steps(errors, mask, reduction, group_ids=group_ids, normaliser=normaliser)
+    return loss, _metrics(values, targets, mask) | {"absolute_error": masked_mean(sizes.detach(), mask)}
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-
-class NonFiniteError(ValueError):
-    """A loss or gradient that is not finite; the weights are those before the step."""
+from plaudit.core.finite import NonFiniteError
 
 
 def require_finite_losses(losses: Sequence[float], record_ids: Sequence[Sequence[str]], *, step: int) -> None:
