@@ -9,10 +9,10 @@ from plaudit.data import formats_groups as groups
 from plaudit.data import formats_pairs as pairs
 from plaudit.data import formats_table as table
 from plaudit.data.native import JUDGEMENT_KEYS
-from plaudit.data.records import Comparison, Demonstration, RecordError
+from plaudit.data.records import Comparison, Demonstration, PromptRecord, RecordError
 
 Row = Mapping[str, Any]
-Record = TypeVar("Record", Comparison, Demonstration)
+Record = TypeVar("Record", Comparison, Demonstration, PromptRecord)
 
 
 @dataclass(frozen=True)

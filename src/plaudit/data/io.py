@@ -20,7 +20,7 @@ from plaudit.data.fields import look_up, nothing_to_compare, optional_text
 from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS, Format, recognise
 from plaudit.data.formats_table import read_table
 from plaudit.data.native import write_comparisons, write_demonstrations
-from plaudit.data.records import Comparison, Demonstration, RecordError
+from plaudit.data.records import Comparison, Demonstration, PromptRecord, RecordError
 from plaudit.data.sources import Row, iterate_rows
 from plaudit.data.validation import validate_comparison, validate_demonstration
 
@@ -37,7 +37,7 @@ __all__ = [
     "write_demonstrations",
 ]
 
-Record = TypeVar("Record", Comparison, Demonstration)
+Record = TypeVar("Record", Comparison, Demonstration, PromptRecord)
 
 #: Rows that are looked at before giving up on recognising a format.
 ROWS_TO_RECOGNISE = 50
@@ -153,7 +153,7 @@ def iter_comparisons(
         return record
 
     rows = iterate_rows(path, split=split, download=download)
-    engine = _Engine(formats, format, on_error, finish, tally or Tally(), limit)
+    engine = Engine(formats, format, on_error, finish, tally or Tally(), limit)
     yield from engine.run(rows, refused_file, str(path))
 
 
@@ -200,7 +200,7 @@ def iter_demonstrations(
         return record
 
     rows = iterate_rows(path, split=split, download=download)
-    engine = _Engine(DEMONSTRATION_FORMATS, format, on_error, finish, tally or Tally(), limit)
+    engine = Engine(DEMONSTRATION_FORMATS, format, on_error, finish, tally or Tally(), limit)
     yield from engine.run(rows, refused_file, str(path))
 
 
@@ -214,7 +214,7 @@ def read_demonstration_data(config: DataConfig) -> ReadResult[Demonstration]:
     return read_demonstrations(**config.model_dump(exclude={"columns", "annotators", "subset_key"}))
 
 
-class _Engine(Generic[Record]):
+class Engine(Generic[Record]):
     """Rows in, records out: recognises each file's format, groups rows where it must, counts and reports."""
 
     def __init__(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ class Demonstration:
     id: str | None = None
     weight: float = 1.0
     group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRecord:
+    """A prompt to be answered.
+
+    `columns` is whatever else stood beside it and a reward may want to see, such as the answer to a question.
+    """
+
+    prompt: Prompt
+    id: str | None = None
+    group: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RecordError(ValueError):

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.configs.data import SplitKey
-from plaudit.data.records import Comparison, Demonstration, Prompt, first_user_turn
+from plaudit.data.records import Comparison, Demonstration, Prompt, PromptRecord, first_user_turn
 
-Record = TypeVar("Record", Comparison, Demonstration)
+Record = TypeVar("Record", Comparison, Demonstration, PromptRecord)
 
 _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -34,7 +34,7 @@ def normalised_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def split_keys(records: Sequence[Comparison | Demonstration], key: SplitKey = "prompt") -> list[str]:
+def split_keys(records: Sequence[Comparison | Demonstration | PromptRecord], key: SplitKey = "prompt") -> list[str]:
     """The key of each record that decides its side: records with equal keys are never split.
 
     With `prompt` it is `prompt_key`. With `group`, records of one group, and groups that share a prompt, are kept

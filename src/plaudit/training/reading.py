@@ -16,7 +16,8 @@ from plaudit.core.layout import PackedBatch
 from plaudit.data.batching import StepSchedule, fill_batches, fill_padded_batches
 from plaudit.data.io import ReadResult, read_data, read_demonstration_data
 from plaudit.data.packing import pack_groups
-from plaudit.data.records import Comparison, Demonstration
+from plaudit.data.prompts import read_prompts, unique_prompts
+from plaudit.data.records import Comparison, Demonstration, PromptRecord
 from plaudit.data.splits import prompt_key, split_comparisons
 from plaudit.data.splitting import part_counts
 from plaudit.data.token_cache import TokenCache, cache_folder
@@ -26,7 +27,8 @@ from plaudit.training.messages import say, warn
 SECONDS_WORTH_KEEPING = 1.0
 """Texts that are tokenised faster than this are not worth a file."""
 
-Record = TypeVar("Record", Comparison, Demonstration)
+Record = TypeVar("Record", Comparison, Demonstration, PromptRecord)
+Learnable = TypeVar("Learnable", Comparison, Demonstration)
 
 
 @dataclass
@@ -44,7 +46,7 @@ class RecordCounts:
 
 
 @dataclass(frozen=True)
-class TokenisedRecords(Generic[Record]):
+class TokenisedRecords(Generic[Learnable]):
     """Records that will be used, each with its token ids.
 
     Attributes:
@@ -56,7 +58,7 @@ class TokenisedRecords(Generic[Record]):
         packed: whether it reads packed rows; padded ones cost rows times the longest.
     """
 
-    records: list[Record]
+    records: list[Learnable]
     groups: list[TokenisedGroup]
     names: list[str]
     counts: RecordCounts
@@ -157,6 +159,21 @@ def read_demonstration_sources(
     return _read_all([read_demonstration_data(source) for source in source_configs(config, sources)])
 
 
+def read_run_prompts(
+    config: RecordsConfig, train: Sequence[PromptRecord] | None, held_out: Sequence[PromptRecord] | None
+) -> Split[PromptRecord]:
+    """The prompts of a run; as `read_training_comparisons`. Each prompt is kept once."""
+
+    def read(sources: Sequence[str | DataConfig]) -> tuple[list[PromptRecord], RecordCounts]:
+        records, counts = _read_all([read_prompts(source) for source in source_configs(config, sources)])
+        return unique_prompts(records), counts
+
+    split = _gather(read, config.data, config.held_out, train, held_out)
+    if config.held_out_fraction is not None:
+        _hold_out(split, config.held_out_fraction, config.split_by)
+    return split
+
+
 def source_configs(config: RecordsConfig, sources: Sequence[str | DataConfig]) -> list[DataConfig]:
     """Each source with all its options: a plain name takes the run's, a mapping has its own."""
     return [
@@ -185,17 +202,17 @@ def _read_all(results: Sequence[ReadResult[Record]]) -> tuple[list[Record], Reco
 
 
 def tokenise_records(
-    records: Sequence[Record],
+    records: Sequence[Learnable],
     counts: RecordCounts,
     tokeniser: TextTokeniser,
     *,
     packed: bool,
     on_error: str,
-    why_unusable: Callable[[Record], str | None] = lambda record: None,
+    why_unusable: Callable[[Learnable], str | None] = lambda record: None,
     kind: str,
     quiet: bool = False,
     token_cache: str = "off",
-) -> TokenisedRecords[Record]:
+) -> TokenisedRecords[Learnable]:
     """Tokenise what can be used; what teaches nothing or does not fit is refused, counted by reason, and said.
 
     Args:
@@ -212,7 +229,7 @@ def tokenise_records(
     Raises:
         ValueError: for a text that does not fit (see `on_error`), naming the record; or if no record is left.
     """
-    kept: list[Record] = []
+    kept: list[Learnable] = []
     groups: list[TokenisedGroup] = []
     names: list[str] = []
     cache = _open_cache(token_cache, tokeniser)

@@ -42,8 +42,11 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line and hand it to the operating system, so that it survives a kill of the process."""
-        finite = {name: value if value - value == 0 else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.write(step, {name: value if value - value == 0 else None for name, value in metrics.items()})
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """The same for a row of anything that JSON holds, such as a sampled text."""
+        self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def flush(self) -> None:

@@ -1,0 +1,130 @@
+"""Aligning a language model with a reward by reinforcement learning."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
+from plaudit.configs.base import Config
+from plaudit.configs.generation import SamplingConfig
+from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
+from plaudit.configs.sft import LanguageModelConfig
+from plaudit.configs.training import OptimizerConfig, RunConfig
+
+
+class GuardsConfig(Config):
+    """When a run says that it is going bad, and when it stops."""
+
+    kl_limit: float | None = Field(default=50.0, gt=0)
+    """Nats per answer from the reference above which it warns; past it a reward model is rarely right."""
+    stop_kl: float | None = Field(default=None, gt=0)
+    """Nats per answer from the reference at which the run saves and stops."""
+    entropy_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Warn when the entropy has fallen to this share of its first value: answers become all alike."""
+    ratio_limit: float = Field(default=10.0, gt=1)
+    """Warn when a token has become this many times as likely, or unlikely, within one batch."""
+    length_factor: float = Field(default=2.0, gt=1)
+    """Warn when answers have become this many times as long as at first."""
+    unfinished: float = Field(default=0.5, ge=0, le=1)
+    """Warn when more than this share of answers reaches the token limit without an end."""
+    equal_groups: float = Field(default=0.9, ge=0, le=1)
+    """Warn when in more than this share of prompts all answers earn the same: nothing can be learned from them."""
+
+
+class AlignConfig(RunConfig):
+    """Sample answers, score them, improve the policy on them, and again: prompts come from `data`."""
+
+    model: LanguageModelConfig
+    """The policy's start, which is also the reference; usually the model folder of a fine-tuning run."""
+    reward: str | None = None
+    """The reward: a reward model's folder or name, a rule, or a server's address. Its numbers are divided by their
+    running standard deviation. For more than one, or another scale, give `rewards`."""
+    rewards: RewardsConfig | None = None
+    """A weighted sum of rewards, each with its scale and limits; parts of weight 0 are only logged."""
+    missing_end_penalty: float = Field(default=1.0, ge=0)
+    """Taken off the (scaled) reward of an answer that reaches the token limit without an end."""
+
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """The algorithm and its options."""
+    critic: Literal["auto", "separate", "shared"] = "auto"
+    """Where an algorithm learns a value: a model of its own (`separate`, `auto`) or a head on the policy (`shared`)."""
+    critic_start: Literal["policy", "reward"] = "policy"
+    """Where a separate critic starts: as a copy of the policy, or of the reward model (which must read its tokens)."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    """How answers are sampled while learning."""
+    final_temperature: float | None = Field(default=None, gt=0)
+    """The temperature moves in a straight line from `sampling.temperature` to this; it moves the objective too."""
+    allow_filtered_sampling: bool = False
+    """Permit top-k, top-p and min-p while learning: samples are then not the policy's own, which biases gradients
+    unless `algorithm.importance_cap` corrects for it."""
+    prompts_per_iteration: int = Field(default=32, gt=0)
+    """Prompts answered between two updates of the behaviour."""
+    samples_per_prompt: int = Field(default=4, gt=0)
+    """Answers to each."""
+    iterations: int = Field(default=100, gt=0)
+    """How often answers are sampled and learned from."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-5, weight_decay=0.0, epsilon=1e-5, schedule="linear", warmup=0.0
+    )
+    """Optimizer; its schedule runs over the iterations. `head_learning_rate` is the critic head's."""
+    guards: GuardsConfig = GuardsConfig()
+    """Warnings in plain words, and what stops the run."""
+
+    evaluation_samples: int = Field(default=1, gt=0)
+    """Answers to each held-out prompt at an evaluation, sampled as in training."""
+    samples_logged: int = Field(default=4, ge=0)
+    """Answers of each iteration that are written to `samples.jsonl` as text."""
+
+    output: Path = Path("runs/align")
+    """Folder of the run: `model/` (the policy), `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `result.json`."""
+    evaluate_every: int | None = Field(default=10, gt=0)
+    """Iterations between evaluations on held-out prompts; also before the first and after the last."""
+    save_every: int | None = Field(default=10, gt=0)
+    """Iterations between checkpoints; the last one is always saved."""
+    log_every: int = Field(default=1, gt=0)
+    """Iterations between printed lines."""
+
+    def reward_config(self) -> RewardsConfig | None:
+        """The rewards of the run; None where they are handed over in Python."""
+        if self.reward is None:
+            return self.rewards
+        part = RewardPartConfig(reward=self.reward, normalise="running_scale")
+        return RewardsConfig(parts={"reward": part})
+
+    def temperature(self, iteration: int) -> float:
+        """The sampling temperature of an iteration, counted from 0."""
+        start = self.sampling.temperature
+        if self.final_temperature is None or self.iterations == 1:
+            return start
+        return start + (self.final_temperature - start) * min(1.0, iteration / (self.iterations - 1))
+
+    @model_validator(mode="after")
+    def _check_align(self) -> "AlignConfig":
+        if self.reward is not None and self.rewards is not None:
+            raise ValueError("give reward (one) or rewards (a weighted sum), not both")
+        if self.sampling.method != "sample":
+            raise ValueError(f"sampling.method: {self.sampling.method}: learning needs samples; use method: sample")
+        filtered = [name for name in ("top_k", "top_p", "min_p") if getattr(self.sampling, name) is not None]
+        if filtered and not self.allow_filtered_sampling:
+            raise ValueError(
+                f"sampling.{filtered[0]}: answers would not be samples of the policy, so its gradient would be wrong; "
+                "leave it out, or set allow_filtered_sampling: true"
+            )
+        settings = self.algorithm.resolved()
+        if settings.baseline in GROUP_BASELINES and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"baseline {settings.baseline} compares answers to one prompt: samples_per_prompt must be ≥ 2"
+            )
+        if settings.baseline != "value" and (self.critic != "auto" or self.critic_start != "policy"):
+            raise ValueError(f"critic: {self.algorithm.name} with baseline {settings.baseline} has no learned value")
+        if self.critic == "shared" and self.critic_start == "reward":
+            raise ValueError("critic_start: reward is for critic: separate; a shared one reads the policy's states")
+        if self.prompts_per_iteration < settings.minibatches:
+            raise ValueError(
+                f"algorithm.minibatches: {settings.minibatches} of {self.prompts_per_iteration} prompts: answers to "
+                "one prompt stay together, so there must be at least as many prompts"
+            )
+        return self

@@ -1,0 +1,107 @@
+"""A language model as the policy of a trajectory: rows of one prompt are packed behind it and evaluated together."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plaudit.core.layout import PackedBatch
+from plaudit.data.batching import fill_batches
+from plaudit.data.packing import pack_groups
+from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
+from plaudit.models.aggregation import token_spans
+from plaudit.models.policy import LanguagePolicy, ReferencePolicy
+from plaudit.rollout.trajectory import Evaluation, Trajectory
+
+
+class TextPolicy:
+    """Evaluates trajectories of answers, `group_ids` being places in `prompts`.
+
+    The answers of a prompt share one pass over it. Row `b` of a trajectory holds the tokens of one answer in its first
+    steps: `actions[b, :n]` with `mask[b, :n]` True.
+
+    Attributes:
+        policy: the language model with its critic.
+        temperature: logits are divided by it, as they were when the tokens were drawn.
+        token_budget: most tokens of a forward pass; the answers of one prompt always go together.
+        prompts: token ids of the prompts that `group_ids` name.
+    """
+
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        *,
+        temperature: float = 1.0,
+        token_budget: int = 8192,
+        prompts: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.policy = policy
+        self.temperature = temperature
+        self.token_budget = token_budget
+        self.prompts = [list(prompt) for prompt in prompts]
+
+    def micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
+        """The rows, cut into as few parts as the token budget allows without dividing a group: `[n]` int64 each."""
+        rows = self._rows_by_group(trajectory)
+        lengths = trajectory.mask.sum(1).tolist()
+        groups = list(rows)
+        sizes = [len(self.prompts[group]) + sum(lengths[row] for row in rows[group]) for group in groups]
+        filled = fill_batches(range(len(groups)), sizes, self.token_budget)
+        return [torch.tensor([row for index in sorted(part) for row in rows[groups[index]]]) for part in filled]
+
+    def evaluate(self, trajectory: Trajectory) -> Evaluation:
+        """Log-probabilities, entropies and values `[B, T]` in float32, with gradients; 0 at masked steps."""
+        batch, rows = self._pack(trajectory)
+        found = self.policy.evaluate(batch, self.temperature)
+        zeros = found.logprobs.new_zeros(trajectory.actions.shape)
+        where = (rows[found.spans.owner], found.spans.step)
+        logprobs, entropy = zeros.index_put(where, found.logprobs), zeros.index_put(where, found.entropy)
+        return Evaluation(logprobs, entropy, zeros if found.values is None else zeros.index_put(where, found.values))
+
+    @torch.no_grad()
+    def evaluate_all(self, trajectory: Trajectory) -> Evaluation:
+        """As `evaluate` without gradients, in as many passes as the token budget asks for."""
+        tables = tuple(torch.zeros_like(trajectory.rewards) for _ in range(3))
+        for part in self.micro_batches(trajectory):
+            for table, found in zip(tables, self.evaluate(trajectory.select(part)), strict=True):
+                table[part] = found
+        return Evaluation(*tables)
+
+    @torch.no_grad()
+    def reference_logprobs(self, reference: ReferencePolicy, trajectory: Trajectory) -> Tensor:
+        """Log-probabilities `[B, T]` of the answers under the frozen starting point, at the same temperature."""
+        table = torch.zeros_like(trajectory.rewards)
+        for part in self.micro_batches(trajectory):
+            batch, rows = self._pack(trajectory.select(part))
+            found, spans = reference.logprobs(batch, self.temperature), token_spans(batch.layout)
+            table[part.to(table.device)[rows[spans.owner]], spans.step] = found
+        return table
+
+    def _rows_by_group(self, trajectory: Trajectory) -> dict[int, list[int]]:
+        """The rows of each group that have a token, groups in the order in which they appear."""
+        if trajectory.group_ids is None:
+            raise ValueError("a trajectory of answers needs group_ids: the places of their prompts")
+        found: dict[int, list[int]] = {}
+        counted = trajectory.mask.any(1).tolist()
+        for row, group in enumerate(trajectory.group_ids.tolist()):
+            if counted[row]:
+                found.setdefault(group, []).append(row)
+        return found
+
+    def _pack(self, trajectory: Trajectory) -> tuple[PackedBatch, Tensor]:
+        """The answers as one packed row, and for each completion in it the row `[C]` it came from."""
+        by_group = self._rows_by_group(trajectory)
+        if not by_group:
+            raise ValueError("no row of the trajectory has a step that counts")
+        lengths = trajectory.mask.sum(1)
+        steps = torch.arange(trajectory.num_steps, device=lengths.device)
+        if not torch.equal(trajectory.mask, steps < lengths[:, None]):
+            raise ValueError("an answer must stand in the first steps of its row, without masked ones between")
+        ids = [row[:length] for row, length in zip(trajectory.actions.tolist(), lengths.tolist(), strict=True)]
+        groups = [
+            TokenisedGroup((TokenisedBlock(self.prompts[group], [ids[row] for row in rows], list(range(len(rows)))),))
+            for group, rows in by_group.items()
+        ]
+        device = next(self.policy.parameters()).device
+        order = torch.tensor([row for rows in by_group.values() for row in rows], device=device)
+        return pack_groups(groups, causal=True).to(device), order
