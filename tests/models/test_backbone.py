@@ -1,5 +1,6 @@
 """Backbones: which are decoders, what is random, and pad tokens."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from plaudit.models.backbone import (
     ensure_pad_token,
     fit_tokenizer,
+    grow_embeddings,
     is_causal,
     load_backbone,
     load_tokenizer,
@@ -102,7 +104,25 @@ def test_a_pad_token_that_no_text_ends_with(pad: str) -> None:
     fit_tokenizer(model, tokenizer)
     assert model.embed_tokens.weight.shape[0] == 28  # type: ignore[union-attr]
     assert torch.equal(model.embed_tokens.weight[:27], before)  # type: ignore[index, union-attr]
+    assert torch.allclose(model.embed_tokens.weight[27], before.mean(0), atol=1e-7)  # type: ignore[index, union-attr]
     assert model.config.pad_token_id == 27  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_rows_are_the_mean_whatever_was_drawn(tied: bool) -> None:
+    config = AutoConfig.for_model("llama", tie_word_embeddings=tied, **(SIZES | {"vocab_size": 20}))
+    torch.manual_seed(0)
+    first = AutoModelForCausalLM.from_config(config)
+    again = copy.deepcopy(first)
+    grow_embeddings(first, 10)
+    assert first.get_input_embeddings().weight.shape[0] == 20
+    grow_embeddings(first, 23)
+    torch.manual_seed(5)
+    grow_embeddings(again, 23)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    for module in (first.get_input_embeddings(), first.get_output_embeddings()):
+        assert torch.allclose(module.weight[20:], module.weight[:20].mean(0).expand(3, -1), atol=1e-7)
 
 
 def test_a_good_pad_token_stays_and_a_spare_one_is_taken() -> None:

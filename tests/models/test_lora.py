@@ -124,6 +124,30 @@ def test_an_adapter_over_a_changed_backbone_is_refused(tmp_path: Path) -> None:
         RewardModel.from_pretrained(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("place", [(1, 20), (27, 31)])
+def test_one_changed_bit_of_the_backbone_is_seen(tmp_path: Path, place: tuple[int, int]) -> None:
+    folder = base_folder(tmp_path / "base")
+    adapted("", backbone=folder).save_pretrained(tmp_path / "adapter")
+    backbone = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        # So small that no score shows it.
+        backbone.embed_tokens.weight[place] *= 1 + 2e-7
+    backbone.save_pretrained(folder)
+    with pytest.raises(ValueError, match="belong to another backbone"):
+        RewardModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_an_adapter_over_a_backbone_that_had_to_grow_opens_again(tmp_path: Path) -> None:
+    folder = base_folder(tmp_path / "base")
+    word_tokenizer(pad=None).save_pretrained(folder)
+    AutoModel.from_config(AutoConfig.for_model("llama", vocab_size=27, **SIZES)).save_pretrained(folder)
+    model = adapted("", backbone=folder)
+    assert model.tokenizer.pad_token_id == 27
+    model.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(123)
+    assert torch.equal(scores(RewardModel.from_pretrained(tmp_path / "adapter")), scores(model))
+
+
 def test_merging_in_place_keeps_scores(decoder_folder: str) -> None:
     model = adapted(decoder_folder)
     wanted = scores(model)

@@ -282,16 +282,36 @@ def fit_tokenizer(model: nn.Module, tokenizer: Any) -> None:
     """Make room for every id of the tokenizer and write its pad id into a decoder's configuration.
 
     Args:
-        model: a base model; its embedding grows where the tokenizer has more ids, by the mean of the others.
+        model: a base model; its embedding grows where the tokenizer has more ids (`grow_embeddings`).
         tokenizer: the tokenizer.
     """
     plain: Any = unwrap(model)
-    rows = plain.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        plain.resize_token_embeddings(len(tokenizer))
+    grow_embeddings(plain, len(tokenizer))
     # Decoder classification heads look for the pad id; RoBERTa and its kin would count positions from another one.
     if is_causal(plain.config):
         plain.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def grow_embeddings(model: nn.Module, rows: int) -> None:
+    """Give the input and output embeddings at least `rows` rows; new ones are the mean of those that were there.
+
+    Exactly the mean, without noise: the same backbone grown twice is the same, whatever random numbers were drawn.
+
+    Args:
+        model: a transformers model, changed in place.
+        rows: token ids to make room for.
+    """
+    plain: Any = unwrap(model)
+    before = plain.get_input_embeddings().weight.shape[0]
+    if rows <= before:
+        return
+    plain.resize_token_embeddings(rows, mean_resizing=False)
+    for module in (plain.get_input_embeddings(), plain.get_output_embeddings()):
+        for weight in () if module is None else module.parameters(recurse=False):
+            # In float64, so that the order of the sum does not show, and in pieces, so that it takes no memory.
+            total = torch.stack([piece.double().sum(0) for piece in weight[:before].split(4096)]).sum(0)
+            weight[before:] = (total / before).to(weight.dtype)
 
 
 def longest_text(config: Any, tokenizer: Any) -> int:

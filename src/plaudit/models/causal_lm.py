@@ -13,7 +13,15 @@ from plaudit.core.layout import PackedBatch
 from plaudit.core.logprobs import token_logprobs
 from plaudit.data.tokenising import TextTokeniser
 from plaudit.models.aggregation import TokenSpans, token_spans
-from plaudit.models.backbone import DTYPES, is_causal, load_tokenizer, longest_text, random_config, set_dropout
+from plaudit.models.backbone import (
+    DTYPES,
+    grow_embeddings,
+    is_causal,
+    load_tokenizer,
+    longest_text,
+    random_config,
+    set_dropout,
+)
 from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
 from plaudit.models.probe import choose_path, probe_batch
 from plaudit.models.quiet import quiet_loading
@@ -60,8 +68,7 @@ class CausalLM(nn.Module):
         plain: Any = unwrap(model)
         if not is_causal(plain.config):
             raise ValueError(f"{type(plain).__name__} is an encoder; a causal language model is needed")
-        if len(tokenizer) > plain.get_input_embeddings().weight.shape[0]:
-            plain.resize_token_embeddings(len(tokenizer))
+        grow_embeddings(plain, len(tokenizer))
         plain.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         if getattr(plain, "generation_config", None) is not None:
             plain.generation_config.pad_token_id = tokenizer.pad_token_id

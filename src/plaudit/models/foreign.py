@@ -11,7 +11,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from plaudit.models.backbone import DTYPES, fit_tokenizer, is_causal, load_backbone, load_tokenizer, longest_text
+from plaudit.models.backbone import (
+    DTYPES,
+    fit_tokenizer,
+    grow_embeddings,
+    is_causal,
+    load_backbone,
+    load_tokenizer,
+    longest_text,
+)
 from plaudit.models.saving import load_native, parts_from, weight_files
 
 if TYPE_CHECKING:
@@ -140,9 +148,7 @@ def _load_adapter(
     classifier = AutoModelForSequenceClassification.from_pretrained(
         base, config=config, dtype=DTYPES[chosen], trust_remote_code=trust_remote_code
     )
-    rows = classifier.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        classifier.resize_token_embeddings(len(tokenizer))
+    grow_embeddings(classifier, len(tokenizer))
     merged = peft.PeftModel.from_pretrained(classifier, str(folder)).merge_and_unload()
     backbone: nn.Module = merged.base_model
     return backbone, tokenizer, weight, bias

@@ -113,7 +113,7 @@ def save_reward_model(
             "mean": model.normalisation_mean.tolist(),
             "std": model.normalisation_std.tolist(),
         },
-        "fingerprint": weights_fingerprint(model.backbone),
+        "fingerprint": weights_fingerprint(model.backbone) if form == "adapter" else None,
         "check": check_scores(model),
         "tokenizer_check": check_ids(model.tokenizer),
         "data_hash": data_hash,

@@ -1,6 +1,7 @@
 """How a loaded model is told from another: a fingerprint of its weights, and a few scores from when it was saved."""
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,19 @@ if TYPE_CHECKING:
 
 
 def weights_fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 over the names, shapes and first 16 values of the backbone's own weights, adapters left out."""
+    """SHA-256 over names, types, shapes and a CRC-32 of all bytes of the backbone's own weights, adapters left out.
+
+    It tells an accidental change of a single bit; it is no guard against deceit, which could change the description as
+    well. CRC-32 reads several times as many bytes a second as SHA-256 where the processor has no
+    instruction for the latter.
+    """
     digest = hashlib.sha256()
     for name, parameter in unwrap(backbone).named_parameters():
         if "lora_" in name:
             continue
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape[1:])}".encode())
-        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+        digest.update(f"{name.replace('.base_layer', '')} {parameter.dtype} {tuple(parameter.shape)} ".encode())
+        raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(f"{zlib.crc32(raw)}\n".encode())
     return digest.hexdigest()
 
 
