@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data convert": ("plaudit.cli.data:convert", "Read any known format and write Plaudit's own records."),
     "sft": ("plaudit.cli.sft:sft", "Supervised fine-tuning on demonstrations."),
     "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
+    "align": ("plaudit.cli.align:align", "Improve a language model against a reward: PPO, RLOO, GRPO and others."),
     "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
     "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
     "generate": ("plaudit.cli.generate:generate", "Answer prompts with a language model, several times each."),
@@ -89,7 +90,7 @@ def build_app() -> App:
     return app
 
 
-CONFIGURED_VERBS = frozenset({"sft", "reward", "evaluate reward", "demo"})
+CONFIGURED_VERBS = frozenset({"sft", "reward", "align", "evaluate reward", "demo"})
 """The verbs whose help page and flags come from a configuration class (`plaudit.cli.verb.run_verb`)."""
 
 

@@ -51,8 +51,8 @@ class Estimate:
             f"tokens           {self.tokens_per_epoch:,} an epoch (a shared prompt counts once)",
             f"optimizer steps  {self.steps:,}",
             f"parameters       {self.parameters:,}, {self.trainable:,} of them trained",
-            f"memory           {_size(self.state_bytes)} for weights, gradients and optimizer (computed)",
-            f"                 + {_size(self.activation_bytes)} for activations (measured in a trial pass)",
+            f"memory           {size_text(self.state_bytes)} for weights, gradients and optimizer (computed)",
+            f"                 + {size_text(self.activation_bytes)} for activations (measured in a trial pass)",
             f"speed            {self.tokens_per_second:,.0f} tokens/s on {self.device} (measured in a trial pass)",
             f"time             about {duration_text(self.seconds)} (from that speed; evaluation included)",
         ]
@@ -129,5 +129,6 @@ def _memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as `1.50 GiB` or `12.0 MiB`."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,293 @@
+"""Align a language model with a reward: `main(config)`, one visible loop of sampling, scoring and updating."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.align import AlignConfig
+from plaudit.data.records import PromptRecord
+from plaudit.models.causal_lm import CausalLM
+from plaudit.models.policy import LanguagePolicy, ReferencePolicy
+from plaudit.models.reward_model import RewardModel
+from plaudit.rewards.base import Reward, as_reward
+from plaudit.rewards.build import build_reward
+from plaudit.rewards.combine import CombinedReward
+from plaudit.rewards.model import ModelReward
+from plaudit.rollout.text_policy import TextPolicy
+from plaudit.training.align_estimate import AlignEstimate, estimate_alignment
+from plaudit.training.align_guards import Guards
+from plaudit.training.align_job import AlignJob, fitting_prompts
+from plaudit.training.messages import say, warn
+from plaudit.training.optimizers import build_optimizer, set_learning_rate
+from plaudit.training.precision import pick_device, threads
+from plaudit.training.progress import ProgressReport
+from plaudit.training.random_state import seeded
+from plaudit.training.reading import RecordCounts, read_run_prompts
+from plaudit.training.results import TrainingResult, count_table, save_whole
+from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
+from plaudit.training.session import Session, check_output, prepare_output, records_hash
+from plaudit.training.signals import StopRequest
+from plaudit.training.trackers import JsonlTracker, Trackers
+
+SHOWN = {"reward/mean": "reward", "objective/kl": "KL", "objective/length": "length"}
+PHASES = ("generation", "scoring", "evaluation", "update")
+
+
+def main(
+    config: AlignConfig,
+    *,
+    dry_run: bool = False,
+    prompts: Sequence[PromptRecord] | None = None,
+    held_out: Sequence[PromptRecord] | None = None,
+    model: CausalLM | None = None,
+    reward: Any = None,
+) -> TrainingResult | AlignEstimate:
+    """Align a language model and save it as `<output>/model`, a plain transformers folder.
+
+    Args:
+        config: everything about the run.
+        dry_run: only say what the run would need; nothing is written.
+        prompts: prompts to learn on, instead of `config.data`.
+        held_out: prompts to evaluate on, instead of `config.held_out`.
+        model: the policy's start, instead of building `config.model`; it is changed.
+        reward: whatever `plaudit.rewards.base.as_reward` takes, instead of `config.reward` or `config.rewards`.
+
+    Returns:
+        The result with the model; in a dry run the estimate.
+
+    Raises:
+        ValueError: for prompts, rewards, configurations and folders that cannot be used, and for losses and rewards
+            that are not finite.
+    """
+    started = time.perf_counter()
+    with seeded(config.seed), threads(config.threads):
+        if not dry_run:
+            check_output(config)
+        job, optimizer, counts = prepare(config, prompts, held_out, model, reward)
+        if dry_run:
+            estimate = estimate_alignment(job)
+            estimate.print()
+            return estimate
+        prepare_output(config)
+        hashed = records_hash([*job.prompts, "held out", *job.held_out])
+        session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
+        stopped_by = run_iterations(job, session)
+        folder = None
+        if stopped_by in ("iterations", "guard"):
+            folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
+            if not config.quiet:
+                say(f"align: saved {folder}")
+        job.policy.eval()
+        result = TrainingResult(
+            output=config.output,
+            model_folder=folder,
+            stopped_by=stopped_by,
+            steps=session.state.step,
+            best_step=-1,
+            tokens=session.state.tokens,
+            seconds=time.perf_counter() - started,
+            metrics=session.state.evaluation,
+            records=count_table(**counts),
+            model=job.policy.language_model,
+        )
+        result.write()
+        return result
+
+
+def prepare(
+    config: AlignConfig,
+    prompts: Sequence[PromptRecord] | None = None,
+    held_out: Sequence[PromptRecord] | None = None,
+    model: CausalLM | None = None,
+    reward: Any = None,
+) -> tuple[AlignJob, torch.optim.Optimizer, dict[str, RecordCounts]]:
+    """Read the prompts, open the reward, and build policy, critic, reference and algorithm.
+
+    Returns:
+        The job, its optimizer, and the counts by kind of record.
+    """
+    split = read_run_prompts(config, prompts, held_out)
+    counts = {"prompts": split.train_counts}
+    device = pick_device(config.device)
+    scorer = open_reward(config, reward)
+    language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
+    if config.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable()
+    reference = ReferencePolicy(language_model)
+    settings = config.algorithm.resolved()
+    critic = "none" if settings.baseline != "value" else ("separate" if config.critic == "auto" else config.critic)
+    source = reward_model_of(scorer) if config.critic_start == "reward" else None
+    policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
+    # Dropout stays off: the updates must see the policy that sampled.
+    policy.eval()
+    kept, ids = fitting_prompts(policy, split.train, split.train_counts, config)
+    held: list[PromptRecord] = []
+    held_ids: list[list[int]] = []
+    if split.held_out:
+        counts["held-out prompts"] = split.held_out_counts
+        held, held_ids = fitting_prompts(policy, split.held_out, split.held_out_counts, config)
+    if not config.quiet:
+        for kind, count in counts.items():
+            say(f"{kind}: {count}")
+    optimizer = build_optimizer(policy, config.optimizer, head_prefixes=("critic.head",))
+    text_policy = TextPolicy(
+        policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
+    )
+    algorithm = build_algorithm(
+        config.algorithm,
+        text_policy,
+        optimizer,
+        max_gradient_norm=config.optimizer.max_gradient_norm,
+        total_updates=config.iterations,
+    )
+    guards = Guards(config.guards)
+    job = AlignJob(config, policy, reference, scorer, text_policy, algorithm, kept, ids, held, held_ids, device, guards)
+    return job, optimizer, counts
+
+
+def run_iterations(job: AlignJob, session: Session) -> str:
+    """The loop: from where the session stands to the end of the run; returns what ended it."""
+    config, state = job.config, session.state
+    resumed = config.resume and session.resume()
+    state = session.state
+    session.write_configuration()
+    step = state.step if resumed else None
+    if resumed and not config.quiet:
+        say(f"align: going on after iteration {state.step} of {config.iterations}")
+    with ExitStack() as stack:
+        trackers = Trackers(config.trackers, config.output, settings=config.model_dump(mode="json"), resume_step=step)
+        stack.callback(trackers.close)
+        samples = JsonlTracker(config.output / "samples.jsonl", resume_step=step)
+        stack.callback(samples.close)
+        progress = ProgressReport(
+            config.iterations, first_step=state.step, every=config.log_every, label="align", quiet=config.quiet
+        )
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(progress)
+        if job.held_out and not state.evaluation:
+            evaluate(job, session, trackers, progress)
+        while state.step < config.iterations:
+            factor = schedule_factor(config, state.step)
+            set_learning_rate(session.optimizer, factor)
+            clock = time.perf_counter()
+            if job.pending is None:
+                job.pending = job.collect(state.step)
+            iteration = job.pending
+            updating = time.perf_counter()
+            going_on = True
+            while going_on and iteration.done < len(iteration.plan):
+                if stop.requested:
+                    return break_off(session, trackers, str(stop.requested))
+                going_on = job.take_step(iteration)
+            now = time.perf_counter()
+            metrics = {**job.finish(iteration), "time/update": now - updating, "time/iteration": now - clock}
+            job.pending = None
+            state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
+            state.records += len(iteration.prompt_ids) * config.samples_per_prompt
+            log(job, session, trackers, progress, metrics, iteration.tokens)
+            for row in iteration.rows:
+                samples.write(state.step, row)
+            last = state.step == config.iterations
+            guard = job.guards.stop_reason(metrics)
+            if job.held_out and (last or guard or _due(config.evaluate_every, state.step)):
+                evaluate(job, session, trackers, progress)
+            if last or guard or _due(config.save_every, state.step):
+                if (check := getattr(job.reward, "check", None)) is not None:
+                    check()
+                trackers.flush()
+                samples.flush()
+                session.save()
+            if guard:
+                warn(f"stopping after iteration {state.step}: {guard}")
+                return "guard"
+    return "iterations"
+
+
+def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: ProgressReport) -> None:
+    """Answer the held-out prompts and log what they earn."""
+    found = job.evaluate()
+    session.state.evaluation = found
+    trackers.log(session.state.step, {f"eval/{name}": value for name, value in found.items()})
+    shown = ", ".join(f"{name} {found[key]:.4g}" for key, name in SHOWN.items() if key in found)
+    progress.note(f"iteration {session.state.step}, held out: {shown}")
+
+
+def log(
+    job: AlignJob,
+    session: Session,
+    trackers: Trackers,
+    progress: ProgressReport,
+    metrics: dict[str, float],
+    tokens: int,
+) -> None:
+    """Write the metrics of an iteration, show the main ones, and warn of what goes bad."""
+    state = session.state
+    total = max(metrics["time/iteration"], 1e-9)
+    shares = {f"time/share_{name}": metrics.get(f"time/{name}", 0.0) / total for name in PHASES}
+    entry = {"learning_rate": session.optimizer.param_groups[0]["lr"], "num_tokens": float(state.tokens)}
+    shown = {name: metrics[key] for key, name in SHOWN.items() if key in metrics}
+    shown |= {f"% {name}": 100 * shares[f"time/share_{name}"] for name in PHASES}
+    clock = progress.update(state.step, tokens=tokens, metrics=shown)
+    trackers.log(state.step, {**metrics, **entry, **shares, **clock})
+    for text in job.guards.look(metrics):
+        warn(f"iteration {state.step}: {text}")
+
+
+def break_off(session: Session, trackers: Trackers, signal: str) -> str:
+    """Save the run as it stands, in the middle of an iteration, and say how to go on."""
+    path = session.save()
+    trackers.flush()
+    say(f"align: stopped by {signal} in iteration {session.state.step + 1}; go on with resume ({path})")
+    return signal
+
+
+def schedule_factor(config: AlignConfig, iteration: int) -> float:
+    """What the peak learning rate is multiplied by in an iteration."""
+    settings = config.optimizer
+    return learning_rate_factor(
+        iteration,
+        schedule=settings.schedule,
+        total_steps=config.iterations,
+        warmup_steps=warmup_steps_of(settings.warmup, config.iterations),
+        final_fraction=settings.final_fraction,
+    )
+
+
+def open_reward(config: AlignConfig, handed: Any = None) -> Reward:
+    """The reward of a run, configured or handed over.
+
+    Raises:
+        ValueError: if there is none, or one in two places.
+    """
+    wanted = config.reward_config()
+    if (wanted is None) == (handed is None):
+        problem = "no reward is configured" if handed is None else "a reward is configured and one was handed over"
+        raise ValueError(f"reward: {problem}; name one, for example --reward runs/reward/model")
+    return build_reward(wanted) if wanted is not None else as_reward(handed)
+
+
+def reward_model_of(reward: Any) -> RewardModel:
+    """The first reward model among the parts of a reward.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(reward, ModelReward):
+        return reward.model
+    if isinstance(reward, CombinedReward):
+        for part in reward.rewards.values():
+            try:
+                return reward_model_of(part)
+            except ValueError:
+                continue
+    elif (inner := getattr(reward, "reward", None)) is not None:
+        return reward_model_of(inner)
+    raise ValueError("critic_start: reward needs a reward model among the rewards; start the critic from the policy")
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
