@@ -1,0 +1,96 @@
+"""What every algorithm offers, and the experience that it has prepared for its steps."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A batch of experience with everything that its optimizer steps need; the targets stay as they are over epochs.
+
+    Attributes:
+        trajectory: `B` rows; `mask` is False on rows that say nothing (no counted step, a group with too few answers).
+        advantages: `[B, T]`, 0 where nothing counts. With the view `answer` they stand at each row's first step.
+        returns: `[B, T]`, what a critic learns to predict; with the view `answer`, at each row's first step.
+        metrics: what is known before the first step.
+    """
+
+    trajectory: Trajectory
+    advantages: Tensor
+    returns: Tensor
+    metrics: dict[str, float]
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers alone, for a checkpoint in the middle of a batch."""
+        return {
+            "trajectory": self.trajectory.tensors(),
+            "advantages": self.advantages,
+            "returns": self.returns,
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Prepared":
+        """What `state` was taken from."""
+        return cls(
+            trajectory=Trajectory(**state["trajectory"]),
+            advantages=state["advantages"],
+            returns=state["returns"],
+            metrics=dict(state["metrics"]),
+        )
+
+
+class Algorithm(Protocol):
+    """Experience in, a better policy out. `update` is the other methods, one after the other.
+
+    Attributes:
+        config: what it was built from.
+        needs_critic: whether the trajectory's `values` and the policy's have to be a critic's.
+        needs_groups: whether each prompt needs two or more answers.
+        needs_greedy: whether `prepare` wants the return of the greedy answer to each row's prompt.
+    """
+
+    config: AlgorithmConfig
+    needs_critic: bool
+    needs_groups: bool
+    needs_greedy: bool
+
+    def prepare(self, trajectory: Trajectory, *, baselines: Tensor | None = None) -> Prepared:
+        """Rewards with the penalty in them, advantages and returns; `baselines [B]` are greedy returns."""
+        ...
+
+    def minibatches(self, prepared: Prepared, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Row indices of every optimizer step, all epochs in order."""
+        ...
+
+    def step(self, prepared: Prepared, rows: Tensor) -> dict[str, float]:
+        """One optimizer step on these rows."""
+        ...
+
+    def stop_early(self, metrics: dict[str, float]) -> bool:
+        """Whether the metrics of a step say that no further one should be taken on this batch."""
+        ...
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Adapt the coefficients after the last step on a batch; returns the metrics with what has changed."""
+        ...
+
+    def update(
+        self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """All of these on one batch of experience; means of the metrics over its steps."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Coefficients, running baseline and counters: numbers alone. Policy and optimizer are saved by their owner."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        ...

@@ -1,0 +1,36 @@
+"""An algorithm from its configuration."""
+
+import torch
+
+from plaudit.algorithms.base import Algorithm
+from plaudit.algorithms.updating import PolicyGradient
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.rollout.trajectory import Policy
+
+
+def build_algorithm(
+    config: AlgorithmConfig,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_gradient_norm: float | None = None,
+    total_updates: int | None = None,
+) -> Algorithm:
+    """The algorithm that improves `policy` by steps of `optimizer`.
+
+    Args:
+        config: which one, and its options.
+        policy: has `evaluate`, and perhaps `micro_batches(trajectory) -> list of row indices`; its critic, where the
+            baseline is `value`, gives `Evaluation.values`.
+        optimizer: over the parameters that learn; its learning rate may be changed between updates.
+        max_gradient_norm: gradients are scaled down to this joint norm; None leaves them.
+        total_updates: how many updates the run has, needed by `clip_schedule: linear`.
+
+    Raises:
+        ValueError: if the clip follows a schedule over a run of unknown length, or a limit is not positive.
+    """
+    if config.resolved().clip_schedule != "constant" and total_updates is None:
+        raise ValueError("clip_schedule: linear needs total_updates, the number of updates of the run")
+    if max_gradient_norm is not None and not max_gradient_norm > 0:
+        raise ValueError(f"max_gradient_norm must be positive, got {max_gradient_norm}")
+    return PolicyGradient(config, policy, optimizer, max_gradient_norm=max_gradient_norm, total_updates=total_updates)

@@ -1,0 +1,200 @@
+"""The loss of an optimizer step as a pure function of what the policy says now and what was prepared."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from plaudit.algorithms.targets import actions_mask
+from plaudit.configs.algorithm import AlgorithmSettings
+from plaudit.core.kl import KL_ESTIMATORS
+from plaudit.core.masked import masked_mean
+from plaudit.core.policy_losses import (
+    actor_critic_loss,
+    answer_logprobs,
+    clipped_surrogate_loss,
+    entropy_bonus,
+    kl_penalised_surrogate_loss,
+    policy_gradient_loss,
+    ratio_metrics,
+    truncated_importance_weights,
+)
+from plaudit.core.reduction import Metrics, expect_shape, reduce_steps, step_weights
+from plaudit.core.value_losses import clipped_value_loss, squared_value_loss
+from plaudit.rollout.trajectory import Evaluation, Trajectory
+
+_NEVER = float("inf")
+
+
+class Rows(NamedTuple):
+    """Rows of a prepared batch, all `[b, T]` or `[b, 1]` where an action is a whole answer.
+
+    The weights belong to the whole optimizer step, so that the losses of its micro-batches add up.
+
+    Attributes:
+        trajectory: the rows.
+        advantages: of each action, `[b, T]` or `[b, 1]`.
+        returns: `[b, T]`.
+        action_weights: like `advantages`.
+        step_weights: `[b, T]`, for entropies.
+        value_weights: `[b, T]`, for errors of values.
+    """
+
+    trajectory: Trajectory
+    advantages: Tensor
+    returns: Tensor
+    action_weights: Tensor
+    step_weights: Tensor
+    value_weights: Tensor
+
+    def select(self, rows: Tensor) -> "Rows":
+        """Some of the rows, with the weights that they have in the whole."""
+        return Rows(self.trajectory.select(rows), *(tensor[rows] for tensor in self[1:]))
+
+
+class Coefficients(NamedTuple):
+    """What changes from update to update: `β` to the reference, that of `KL(π_old‖π_θ)`, and how wide the clip is."""
+
+    kl: float
+    old_kl: float
+    clip_scale: float
+
+
+def weigh_rows(trajectory: Trajectory, advantages: Tensor, returns: Tensor, settings: AlgorithmSettings) -> Rows:
+    """The rows of one optimizer step with the weight of each step in its loss."""
+    mask, dtype = trajectory.mask, trajectory.rewards.dtype
+    value_weights = step_weights(actions_mask(mask, settings.view), "per_token", dtype=dtype)
+    options = {"group_ids": trajectory.group_ids, "dtype": dtype}
+    if settings.view == "token":
+        weights = step_weights(mask, settings.reduction, **options)  # type: ignore[arg-type]
+        return Rows(trajectory, advantages, returns, weights, weights, value_weights)
+    answers = mask.any(1, keepdim=True)
+    weights = step_weights(answers, settings.reduction, **options)  # type: ignore[arg-type]
+    spread = weights.expand(mask.shape).masked_fill(~mask, 0.0)
+    return Rows(trajectory, advantages.sum(1, keepdim=True), returns, weights, spread, value_weights)
+
+
+def step_loss(
+    evaluation: Evaluation, rows: Rows, settings: AlgorithmSettings, coefficients: Coefficients
+) -> tuple[Tensor, Metrics]:
+    """`-(L_RL - β_old KL(π_old‖π_θ) - β KL_ref - c₁ L_V + c₂ H)`, every term reduced by the weights of the rows.
+
+    Args:
+        evaluation: what the policy says of the rows now, `[b, T]`.
+        rows: from `weigh_rows`, or some of them.
+        settings: which surrogate, view and divergence.
+        coefficients: as they are in this update.
+
+    Returns:
+        the scalar loss, and metrics by the names under which they are logged.
+
+    Raises:
+        ValueError: if the evaluation is not `[b, T]`.
+    """
+    mask = rows.trajectory.mask
+    for name, tensor in evaluation._asdict().items():
+        expect_shape(name, tensor, tuple(mask.shape))
+    actions = _Actions.of(evaluation.logprobs, rows.trajectory, settings)
+    policy_loss, found = _surrogate(actions, rows, settings, coefficients)
+    metrics = {"policy/loss": policy_loss.detach()}
+    metrics |= {f"policy/{name}": found[name] for name in _LOGGED}
+    metrics["policy/entropy"] = masked_mean(evaluation.entropy.detach(), mask)
+    divergence = value_loss = None
+    kl_coefficient = coefficients.kl if settings.kl_placement == "loss" else 0.0
+    if kl_coefficient:
+        per_action = KL_ESTIMATORS[settings.kl_estimator](actions.logprobs, actions.reference)
+        divergence = reduce_steps(per_action, actions.mask, rows.action_weights)
+        metrics["policy/kl_loss"] = divergence.detach()
+    if settings.baseline == "value":
+        value_loss, found = _value_loss(evaluation.values, rows, settings)
+        metrics["value/loss"] = value_loss.detach()
+        metrics["value/explained_variance"] = found["explained_variance"]
+    loss = actor_critic_loss(
+        policy_loss,
+        kl=divergence,
+        kl_coefficient=kl_coefficient,
+        value_loss=value_loss,
+        value_coefficient=settings.value_coefficient,
+        entropy=entropy_bonus(evaluation.entropy, mask, reduction=rows.step_weights),
+        entropy_coefficient=settings.entropy_coefficient,
+    )
+    return loss, metrics
+
+
+_LOGGED = ("approximate_kl", "clip_fraction", "ratio_mean", "ratio_min", "ratio_max")
+
+
+class _Actions(NamedTuple):
+    """Log-probabilities of actions, `[b, T]` or `[b, 1]`: for the surrogate (perhaps per token), and as they are."""
+
+    surrogate: Tensor
+    old_surrogate: Tensor
+    logprobs: Tensor
+    old: Tensor
+    reference: Tensor
+    behaviour: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, logprobs: Tensor, trajectory: Trajectory, settings: AlgorithmSettings) -> "_Actions":
+        mask = trajectory.mask
+        tables = (logprobs, trajectory.old_logprobs, trajectory.reference_logprobs, trajectory.behaviour_logprobs)
+        if settings.view == "token":
+            new, old, reference, behaviour = (table.masked_fill(~mask, 0.0) for table in tables)
+            return cls(new, old, new, old, reference, behaviour, mask)
+        new, old, reference, behaviour = (answer_logprobs(table, mask)[0] for table in tables)
+        rows = mask.any(1, keepdim=True)
+        if not settings.normalise_lengths:
+            return cls(new, old, new, old, reference, behaviour, rows)
+        lengths = mask.sum(1, keepdim=True).clamp_min(1)
+        return cls(new / lengths, old / lengths, new, old, reference, behaviour, rows)
+
+
+def _surrogate(
+    actions: _Actions, rows: Rows, settings: AlgorithmSettings, coefficients: Coefficients
+) -> tuple[Tensor, Metrics]:
+    importance = None
+    if settings.importance_cap is not None:
+        importance = truncated_importance_weights(
+            actions.old - actions.behaviour, actions.mask, maximum=settings.importance_cap
+        )
+    if settings.surrogate == "policy_gradient":
+        loss, _ = policy_gradient_loss(
+            actions.surrogate,
+            rows.advantages,
+            actions.mask,
+            reduction=rows.action_weights,
+            importance_weights=importance,
+        )
+        metrics = ratio_metrics(actions.surrogate, actions.old_surrogate, actions.mask)
+        return loss, metrics | {"clip_fraction": torch.zeros_like(loss.detach())}
+    scale = coefficients.clip_scale
+    clipped = settings.surrogate != "kl"
+    low, high = (settings.clip_low * scale, settings.clip_high * scale) if clipped else (_NEVER, _NEVER)
+    tables = (actions.surrogate, actions.old_surrogate, rows.advantages, actions.mask)
+    if settings.surrogate == "clip":
+        return clipped_surrogate_loss(
+            *tables,
+            reduction=rows.action_weights,
+            clip_low=low,
+            clip_high=high,
+            dual_clip=settings.dual_clip,
+            importance_weights=importance,
+        )
+    return kl_penalised_surrogate_loss(
+        *tables,
+        kl_coefficient=coefficients.old_kl,
+        reduction=rows.action_weights,
+        clip_low=low,
+        clip_high=high,
+        dual_clip=settings.dual_clip,
+        importance_weights=importance,
+    )
+
+
+def _value_loss(values: Tensor, rows: Rows, settings: AlgorithmSettings) -> tuple[Tensor, Metrics]:
+    mask = actions_mask(rows.trajectory.mask, settings.view)
+    if settings.value_clip is None:
+        return squared_value_loss(values, rows.returns, mask, reduction=rows.value_weights)
+    old = rows.trajectory.values
+    return clipped_value_loss(values, old, rows.returns, mask, clip=settings.value_clip, reduction=rows.value_weights)

@@ -1,0 +1,280 @@
+"""The whole policy-gradient family: prepare a batch, cut it into steps, take them, adapt the coefficients."""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.objective import Coefficients, Rows, step_loss, weigh_rows
+from plaudit.algorithms.targets import actions_mask, estimate_targets, penalised_rewards
+from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
+from plaudit.core.advantages import RunningMean
+from plaudit.core.finite import NonFiniteError
+from plaudit.core.kl import adaptive_kl_coefficient, kl_k1
+from plaudit.core.masked import masked_mean, masked_variance, masked_whiten
+from plaudit.rollout.trajectory import Evaluation, Policy, Trajectory
+
+
+class PolicyGradient:
+    """REINFORCE, RLOO, GRPO, REINFORCE++, actor-critic, A2C and PPO: which one is what the configuration says.
+
+    Satisfies `plaudit.algorithms.base.Algorithm`. The learning rate is the optimizer's, its schedule the caller's.
+
+    Attributes:
+        config: what was asked for; `settings` is the same with nothing left open.
+        needs_critic, needs_groups, needs_greedy: see `Algorithm`.
+        kl_coefficient, old_kl_coefficient: `β` towards the reference and towards the old policy, perhaps adapted.
+        running_mean: the running baseline.
+        num_updates: batches finished so far.
+    """
+
+    def __init__(
+        self,
+        config: AlgorithmConfig,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_gradient_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        """See `plaudit.algorithms.build.build_algorithm`."""
+        self.config = config
+        self.settings = config.resolved()
+        self.policy = policy
+        self.optimizer = optimizer
+        self.max_gradient_norm = max_gradient_norm
+        self.total_updates = total_updates
+        self.needs_critic = self.settings.baseline == "value"
+        self.needs_groups = self.settings.baseline in GROUP_BASELINES
+        self.needs_greedy = self.settings.baseline == "greedy"
+        self.kl_coefficient = self.settings.kl_coefficient
+        self.old_kl_coefficient = self.settings.old_kl_coefficient
+        self.running_mean = RunningMean()
+        self.num_updates = 0
+
+    def prepare(self, trajectory: Trajectory, *, baselines: Tensor | None = None) -> Prepared:
+        """Rewards with the penalty in them, advantages and returns of a batch.
+
+        Args:
+            trajectory: `rewards` are the task's; `old_logprobs`, `reference_logprobs` and `values` are there already.
+            baselines: `[B]`, the return of the greedy answer to each row's prompt, for the baseline `greedy` alone.
+
+        Raises:
+            ValueError: for a reward that is not finite, or what `estimate_targets` refuses.
+        """
+        settings = self.settings
+        self._require_finite_rewards(trajectory)
+        in_reward = self.kl_coefficient if settings.kl_placement == "reward" else 0.0
+        rewards = penalised_rewards(trajectory, coefficient=in_reward, estimator=settings.kl_estimator)
+        targets = estimate_targets(trajectory, rewards, settings, running_mean=self.running_mean, baselines=baselines)
+        self.running_mean = targets.running_mean
+        metrics = self._divergence_metrics(trajectory)
+        mask = trajectory.mask & targets.usable.unsqueeze(1)
+        actions = actions_mask(mask, settings.view)
+        metrics["objective/advantage_std"] = float(masked_variance(targets.advantages, actions).sqrt())
+        answers = trajectory.mask.any(1)
+        metrics["objective/penalised_reward"] = float(masked_mean(rewards.sum(1), answers))
+        metrics["objective/rows_left_out"] = float((~targets.usable).sum())
+        advantages = targets.advantages
+        if settings.whiten_advantages:
+            advantages = masked_whiten(advantages, actions)
+        return Prepared(
+            trajectory=trajectory.with_fields(mask=mask),
+            advantages=advantages,
+            returns=targets.returns,
+            metrics=metrics,
+        )
+
+    def minibatches(self, prepared: Prepared, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Row indices of every optimizer step, all epochs in order, each epoch in an order of its own.
+
+        The rows of a prompt stay together as long as there are at least as many prompts as minibatches. Rows without a
+        counted step are in none; fewer rows than minibatches give fewer steps.
+        """
+        settings = self.settings
+        rows = prepared.trajectory.mask.any(1).nonzero().flatten().cpu()
+        units = list(rows.unsqueeze(1))
+        if prepared.trajectory.group_ids is not None:
+            ids = prepared.trajectory.group_ids.cpu()[rows]
+            groups = [rows[ids == group] for group in torch.unique(ids)]
+            if len(groups) >= settings.minibatches or settings.reduction == "per_prompt":
+                units = groups
+        steps: list[Tensor] = []
+        parts = min(settings.minibatches, len(units))
+        for _ in range(settings.epochs if parts else 0):
+            order = torch.randperm(len(units), generator=generator).tolist()
+            bounds = [len(order) * part // parts for part in range(parts + 1)]
+            steps += [
+                torch.cat([units[place] for place in order[start:stop]]) for start, stop in itertools.pairwise(bounds)
+            ]
+        return steps
+
+    def step(self, prepared: Prepared, rows: Tensor) -> dict[str, float]:
+        """One optimizer step on these rows `[n]` int64, forward and backward in the policy's micro-batches.
+
+        The loss is that of all rows together, whatever the micro-batches.
+
+        Raises:
+            NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
+            ValueError: if a learned value is needed and the policy has none.
+        """
+        device = prepared.advantages.device
+        rows = rows.to(device)
+        whole = weigh_rows(
+            prepared.trajectory.select(rows), prepared.advantages[rows], prepared.returns[rows], self.settings
+        )
+        coefficients = Coefficients(self.kl_coefficient, self.old_kl_coefficient, self._clip_scale())
+        self.optimizer.zero_grad(set_to_none=True)
+        evaluation = self._backward(whole, coefficients)
+        with torch.no_grad():
+            loss, found = step_loss(evaluation, whole, self.settings, coefficients)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
+        norm = float(clip_grad_norm_(parameters, limit))
+        for name, value in (("loss", float(loss)), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise NonFiniteError(
+                    f"update {self.num_updates}: the {name} is {value}, so the weights were left as they were. Rows: "
+                    f"{_shown(rows)}. Lower the learning rate, or look at their rewards and log-probabilities"
+                )
+        self.optimizer.step()
+        return {name: float(value) for name, value in found.items()} | {"gradient_norm": norm}
+
+    def stop_early(self, metrics: dict[str, float]) -> bool:
+        """Whether `KL(π_old‖π_θ)` per action of the last step was above 1.5 times `target_kl`."""
+        target = self.settings.target_kl
+        return target is not None and metrics["policy/approximate_kl"] > 1.5 * target
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Adapt the coefficients to the divergences that were measured, and count the update.
+
+        Args:
+            metrics: with `objective/kl` of the batch and `policy/approximate_kl` of its steps.
+
+        Returns:
+            the metrics, with the coefficients of the next update where they are adapted.
+        """
+        settings = self.settings
+        found = dict(metrics)
+        if settings.kl_target is not None:
+            self.kl_coefficient = adaptive_kl_coefficient(
+                self.kl_coefficient, metrics["objective/kl"], target=settings.kl_target, gain=settings.kl_adaptation
+            )
+            found["objective/next_kl_coefficient"] = self.kl_coefficient
+        if settings.old_kl_target is not None and "policy/approximate_kl" in metrics:
+            self.old_kl_coefficient = adaptive_kl_coefficient(
+                self.old_kl_coefficient,
+                metrics["policy/approximate_kl"],
+                target=settings.old_kl_target,
+                gain=settings.kl_adaptation,
+            )
+            found["policy/next_old_kl_coefficient"] = self.old_kl_coefficient
+        self.num_updates += 1
+        return found
+
+    def update(
+        self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """Every step on one batch of experience.
+
+        Args:
+            trajectory, baselines: as in `prepare`.
+            generator: orders the minibatches; None for torch's own.
+
+        Returns:
+            the metrics of the batch with those of its steps: least and greatest ratio, the mean of all others, and
+            `policy/steps`, how many were taken.
+        """
+        prepared = self.prepare(trajectory, baselines=baselines)
+        taken: list[dict[str, float]] = []
+        for rows in self.minibatches(prepared, generator):
+            taken.append(self.step(prepared, rows))
+            if self.stop_early(taken[-1]):
+                break
+        return self.finish(prepared.metrics | combine_metrics(taken))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Coefficients, running baseline and counters, as numbers."""
+        return {
+            "kl_coefficient": self.kl_coefficient,
+            "old_kl_coefficient": self.old_kl_coefficient,
+            "running_total": self.running_mean.total,
+            "running_weight": self.running_mean.weight,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.kl_coefficient = float(state["kl_coefficient"])
+        self.old_kl_coefficient = float(state["old_kl_coefficient"])
+        self.running_mean = RunningMean(float(state["running_total"]), float(state["running_weight"]))
+        self.num_updates = int(state["num_updates"])
+
+    def _backward(self, whole: Rows, coefficients: Coefficients) -> Evaluation:
+        """Gradients of all rows, micro-batch by micro-batch; what the policy said of them, `[b, T]`, detached."""
+        split = getattr(self.policy, "micro_batches", None)
+        count = whole.trajectory.num_rows
+        parts = [torch.arange(count)] if split is None else split(whole.trajectory)
+        if sorted(torch.cat(parts).tolist()) != list(range(count)):
+            raise ValueError(
+                f"micro-batches must hold each of {count} rows once, got {[part.tolist() for part in parts]}"
+            )
+        tables: list[Tensor] = []
+        for part in parts:
+            part = part.to(whole.returns.device)
+            rows = whole.select(part)
+            evaluation = self.policy.evaluate(rows.trajectory)
+            if self.needs_critic and not evaluation.values.requires_grad:
+                raise ValueError(
+                    "the baseline value needs a critic that learns, but the policy's values have no gradient"
+                )
+            loss, _ = step_loss(evaluation, rows, self.settings, coefficients)
+            loss.backward()  # type: ignore[no-untyped-call]
+            tables.append(torch.stack([tensor.detach() for tensor in evaluation]))
+        order = torch.cat(parts).argsort().to(tables[0].device)
+        return Evaluation(*torch.cat(tables, 1)[:, order])
+
+    def _clip_scale(self) -> float:
+        if self.settings.clip_schedule == "constant" or self.total_updates is None:
+            return 1.0
+        return max(1 - self.num_updates / self.total_updates, 0.0)
+
+    def _divergence_metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        mask = trajectory.mask
+        per_step = kl_k1(trajectory.old_logprobs, trajectory.reference_logprobs).masked_fill(~mask, 0.0)
+        return {
+            "objective/kl": float(masked_mean(per_step.sum(1), mask.any(1))),
+            "objective/kl_per_token": float(masked_mean(per_step, mask)),
+            "objective/kl_coefficient": self.kl_coefficient,
+        }
+
+    def _require_finite_rewards(self, trajectory: Trajectory) -> None:
+        bad = (~trajectory.rewards.isfinite() & trajectory.mask).any(1).nonzero().flatten()
+        if len(bad):
+            raise NonFiniteError(
+                f"update {self.num_updates}: rewards of rows {_shown(bad)} are not finite, so nothing was learned from "
+                "the batch. A reward that is missing has to be left out, not written as NaN"
+            )
+
+
+def combine_metrics(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of several optimizer steps as one: least `ratio_min`, greatest `ratio_max`, means of the others.
+
+    Adds `policy/steps`, their number; without any step, that alone.
+    """
+    found: dict[str, float] = {"policy/steps": float(len(steps))}
+    for name in steps[0] if steps else ():
+        values = [step[name] for step in steps]
+        together = {"policy/ratio_min": min, "policy/ratio_max": max}.get(name)
+        found[name] = together(values) if together else sum(values) / len(values)
+    return found
+
+
+def _shown(rows: Tensor, limit: int = 16) -> str:
+    places = rows.tolist()
+    return ", ".join(map(str, places[:limit])) + (f" and {len(places) - limit} more" if len(places) > limit else "")
