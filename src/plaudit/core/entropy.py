@@ -6,20 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_LOGITS_PER_CHUNK = 1 << 24
-
-
-def _scaled_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
-) -> Tensor:
-    """Logits over the temperature, `[n, V]` in at least float32; the product runs in the dtype of `hidden`."""
-    logits = hidden @ weight.to(hidden.dtype).T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits = logits + bias.to(logits.dtype)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits if temperature == 1.0 else logits / temperature
+from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options
 
 
 class _PolicyTerms(torch.autograd.Function):
@@ -32,14 +19,12 @@ class _PolicyTerms(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        chunk: int,
-        softcap: float | None,
-        temperature: float,
+        options: HeadOptions,
     ) -> tuple[Tensor, Tensor]:
         chosen, normalisers, entropies = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-                logits = _scaled_logits(rows, weight, bias, softcap, temperature)
+            for rows, wanted in zip(hidden.split(options.chunk), targets.split(options.chunk), strict=True):
+                logits = head_logits(rows, weight, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 logprobs = logits - normaliser[:, None]
                 chosen.append(logprobs.gather(1, wanted[:, None]).squeeze(1))
@@ -49,7 +34,7 @@ class _PolicyTerms(torch.autograd.Function):
                 normalisers.append(normaliser)
         entropy = torch.cat(entropies)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), entropy)
-        ctx.chunk, ctx.softcap, ctx.temperature = chunk, softcap, temperature
+        ctx.options = options
         # An entropy that no loss reads costs nothing in the backward pass.
         ctx.set_materialize_grads(False)
         return torch.cat(chosen), entropy
@@ -58,39 +43,21 @@ class _PolicyTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
-        if grad_logprob is None:
-            grad_logprob = torch.zeros_like(normaliser)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if bias is not None and need_bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits = _scaled_logits(hidden[part], weight, bias, ctx.softcap, ctx.temperature)
+        grad = torch.zeros_like(normaliser) if grad_logprob is None else grad_logprob.to(normaliser.dtype)
+
+        def slopes(part: slice, logits: Tensor) -> Tensor:
             logprobs = logits - normaliser[part, None]
             probabilities = logprobs.exp()
             # d log p_t / d z_v = [v = t] - p_v and d H / d z_v = -p_v (log p_v + H)
-            grad_logits = -probabilities * grad_logprob[part, None]
-            grad_logits.scatter_add_(1, targets[part, None], grad_logprob[part, None].to(grad_logits.dtype))
+            found = -probabilities * grad[part, None]
+            found.scatter_add_(1, targets[part, None], grad[part, None])
             if grad_entropy is not None:
                 surprise = torch.where(probabilities > 0, logprobs, 0.0) + entropy[part, None]
-                grad_logits -= probabilities * surprise * grad_entropy[part, None]
-            if ctx.softcap is not None:
-                grad_logits *= 1 - (logits * (ctx.temperature / ctx.softcap)).square()
-            grad_logits /= ctx.temperature
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 4,
-        )
+                found -= probabilities * surprise * grad_entropy[part, None]
+            return found
+
+        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
+        return *found, None, None
 
 
 def logprobs_and_entropy(
@@ -125,18 +92,8 @@ def logprobs_and_entropy(
     Raises:
         ValueError: if shapes do not fit, or `chunk` or `temperature` is not positive.
     """
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, H] and [V, H]")
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets {tuple(targets.shape)} must be [N] = [{hidden.shape[0]}]")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    rows = chunk or max(1, _LOGITS_PER_CHUNK // weight.shape[0])
+    options = head_options(hidden, weight, targets, bias, chunk=chunk, softcap=softcap, temperature=temperature)
     result: tuple[Tensor, Tensor] = _PolicyTerms.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, rows, softcap, temperature
+        hidden, weight, bias, targets, options
     )
     return result

@@ -6,17 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# 64 MiB of float32 logits at a time: large enough for full speed, small beside any model that needs the chunking.
-_LOGITS_PER_CHUNK = 1 << 24
-
-
-def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Logits `[n, V]` in at least float32; the product itself runs in the dtype of `hidden`."""
-    logits = hidden @ weight.to(hidden.dtype).T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits = logits + bias.to(logits.dtype)
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -29,54 +19,33 @@ class _TokenLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        chunk: int,
-        softcap: float | None,
+        options: HeadOptions,
     ) -> Tensor:
         parts, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-                logits = _chunk_logits(rows, weight, bias, softcap)
+            for rows, wanted in zip(hidden.split(options.chunk), targets.split(options.chunk), strict=True):
+                logits = head_logits(rows, weight, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 parts.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
                 normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.chunk, ctx.softcap = chunk, softcap
+        ctx.options = options
         return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if bias is not None and need_bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits = _chunk_logits(hidden[part], weight, bias, ctx.softcap)
-            # d log p_t / d logit_v = [v = t] - p_v
-            grad_logits = torch.exp(logits - normaliser[part, None]).neg_()
-            grad_logits.scatter_add_(
-                1, targets[part, None], torch.ones_like(targets[part, None], dtype=grad_logits.dtype)
-            )
-            grad_logits *= grad[part, None]
-            if ctx.softcap is not None:
-                grad_logits *= 1 - (logits / ctx.softcap).square()
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+
+        def slopes(part: slice, logits: Tensor) -> Tensor:
+            # d log p_t / d z_v = [v = t] - p_v
+            found = torch.exp(logits - normaliser[part, None]).neg_()
+            wanted = targets[part, None]
+            found.scatter_add_(1, wanted, torch.ones_like(wanted, dtype=found.dtype))
+            return found.mul_(grad[part, None])
+
+        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
+        return *found, None, None
 
 
 def token_logprobs(
@@ -108,16 +77,8 @@ def token_logprobs(
     Raises:
         ValueError: if shapes do not fit or `chunk` is not positive.
     """
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, H] and [V, H]")
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets {tuple(targets.shape)} must be [N] = [{hidden.shape[0]}]")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    rows = chunk or max(1, _LOGITS_PER_CHUNK // weight.shape[0])
-    result: Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, rows, softcap)  # type: ignore[no-untyped-call]
+    options = head_options(hidden, weight, targets, bias, chunk=chunk, softcap=softcap)
+    result: Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, options)  # type: ignore[no-untyped-call]
     return result
 
 
