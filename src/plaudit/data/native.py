@@ -33,7 +33,7 @@ TEXT_ROLE = "text"
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """A comparison as an object with exactly the documented keys; what is left at its default is left out."""
     value: dict[str, Any] = {} if comparison.id is None else {"id": comparison.id}
-    value["prompt"] = _prompt_to_json(comparison.prompt)
+    value["prompt"] = prompt_to_json(comparison.prompt)
     value["completions"] = list(comparison.completions)
     value |= judgement_to_json(comparison.judgement)
     for key in ("annotator", "margin", "group", "subset"):
@@ -115,7 +115,7 @@ def judgement_from_json(value: Mapping[str, Any]) -> Judgement:
 def demonstration_to_json(demonstration: Demonstration) -> dict[str, Any]:
     """A demonstration as `{"prompt", "completion"}` with optional `id`, `weight`, `group`."""
     value: dict[str, Any] = {} if demonstration.id is None else {"id": demonstration.id}
-    value |= {"prompt": _prompt_to_json(demonstration.prompt), "completion": demonstration.completion}
+    value |= {"prompt": prompt_to_json(demonstration.prompt), "completion": demonstration.completion}
     if demonstration.weight != 1.0:
         value["weight"] = demonstration.weight
     if demonstration.group is not None:
@@ -219,7 +219,8 @@ def _marked(prompt: Any) -> Any:
     return [{"role": TEXT_ROLE, "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _prompt_to_json(prompt: Prompt) -> Any:
+def prompt_to_json(prompt: Prompt) -> Any:
+    """The prompt as it stands in a file: text, or a list of `{"role", "content"}`."""
     if isinstance(prompt, str):
         return prompt
     return [{"role": message.role, "content": message.content} for message in prompt]

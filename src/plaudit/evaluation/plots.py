@@ -56,7 +56,7 @@ def forest_plot(evaluations: Sequence[RewardEvaluation], floors: Sequence[Reward
     for place, evaluation in enumerate(everything):
         found = evaluation.metrics["accuracy"]
         is_floor = place >= len(evaluations)
-        _error_bar(axes, [found], [place], GRID if is_floor else _colour(place), hollow=is_floor)
+        error_bar(axes, [found], [place], GRID if is_floor else colour(place), hollow=is_floor)
         end = found.high if np.isfinite(found.high) else found.value
         axes.annotate(
             f"{100 * found.value:.1f} %", (100 * end, place), xytext=(8, 0), textcoords="offset points", va="center",
@@ -90,14 +90,14 @@ def reliability_plot(evaluations: Sequence[RewardEvaluation]) -> Plot:
     rows: list[tuple[Any, ...]] = []
     for place, evaluation in enumerate(evaluations):
         curve = evaluation.reliability
-        axes.plot(curve.predicted, curve.observed, color=_colour(place), linewidth=1.6, label=evaluation.name)
-        axes.scatter(curve.predicted, curve.observed, color=_colour(place), s=26, zorder=3, clip_on=False)
+        axes.plot(curve.predicted, curve.observed, color=colour(place), linewidth=1.6, label=evaluation.name)
+        axes.scatter(curve.predicted, curve.observed, color=colour(place), s=26, zorder=3, clip_on=False)
         values = zip(curve.predicted.tolist(), curve.observed.tolist(), curve.weight.tolist(), strict=True)
         rows.extend((evaluation.name, *row) for row in values)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set_xlabel("the model's probability that people prefer it")
     axes.set_ylabel("how often people did")
-    _legend(axes, len(evaluations))
+    legend(axes, len(evaluations))
     return Plot(
         "reliability",
         "Reliability, bins of equal mass, both orders of each pair. On the dashed line the model means what it says; "
@@ -122,14 +122,14 @@ def breakdown_plot(evaluations: Sequence[RewardEvaluation], kind: str) -> Plot |
         parts: list[BreakdownRow] = evaluation.breakdowns[kind]
         offset = (place - (len(evaluations) - 1) / 2) * min(0.22, 0.7 / len(evaluations))
         positions = [index + offset for index in range(len(parts))]
-        _error_bar(axes, [p.accuracy for p in parts], positions, _colour(place), label=evaluation.name)
+        error_bar(axes, [p.accuracy for p in parts], positions, colour(place), label=evaluation.name)
         rows.extend((evaluation.name, part.label, *_row(part.accuracy)) for part in parts)
     counts = [part.accuracy.count for part in evaluations[0].breakdowns[kind]]
     axes.set_yticks(range(len(labels)), [f"{label}  ({count:,})" for label, count in zip(labels, counts, strict=True)])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel("pairs ordered as people did, %")
     axes.grid(axis="y", visible=False)
-    _legend(axes, len(evaluations), outside=True)
+    legend(axes, len(evaluations), outside=True)
     return Plot(
         f"accuracy_by_{kind.lower()}",
         f"Accuracy by {_KINDS[kind]}; the number of pairs stands in brackets.",
@@ -155,7 +155,7 @@ def reward_plot(evaluation: RewardEvaluation) -> Plot:
         rows.extend((label, low, high, h) for low, high, h in _triples(edges, heights))
     left.set_xlabel(f"reward by {evaluation.name}")
     left.set_yticks([])
-    _legend(left, 2)
+    legend(left, 2)
     left.set_ylim(0, left.get_ylim()[1] * 1.25)
     difference = evaluation.chosen - evaluation.rejected
     edges = _edges(difference, around_zero=True)
@@ -167,7 +167,7 @@ def reward_plot(evaluation: RewardEvaluation) -> Plot:
     right.set_ylabel("pairs")
     rows.extend(("difference", low, high, h) for low, high, h in _triples(edges, heights))
     return Plot(
-        f"rewards_{_slug(evaluation.name)}",
+        f"rewards_{slug(evaluation.name)}",
         "Left: rewards on both sides of the judged pairs. Right: their differences; left of the line the model "
         "disagrees with people. The outermost bars hold what lies beyond.",
         figure,
@@ -192,7 +192,7 @@ def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 5) -> Plot:
             shown = np.unique(np.linspace(0, longer.size - 1, min(600, longer.size)).astype(int))
             for mirror in (1, -1):
                 axes.scatter(
-                    mirror * longer[shown], mirror * reward[shown], s=7, color=_colour(0), alpha=0.16, linewidths=0
+                    mirror * longer[shown], mirror * reward[shown], s=7, color=colour(0), alpha=0.16, linewidths=0
                 )
         index = np.searchsorted(np.unique(np.quantile(longer, np.linspace(0, 1, bins + 1)[1:-1])), longer, "right")
         inside = [(index == b) & (longer > 0) for b in range(int(index.max()) + 1)]
@@ -201,7 +201,7 @@ def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 5) -> Plot:
         ]
         means = [(-x, -y, count) for x, y, count in reversed(half)] + half
         axes.plot(
-            [x for x, _, _ in means], [y for _, y, _ in means], color=_colour(place), marker="o", markersize=4.5,
+            [x for x, _, _ in means], [y for _, y, _ in means], color=colour(place), marker="o", markersize=4.5,
             linewidth=1.8, label=evaluation.name,
         )  # fmt: skip
         rows.extend((evaluation.name, *mean) for mean in means)
@@ -210,7 +210,7 @@ def length_plot(evaluations: Sequence[RewardEvaluation], bins: int = 5) -> Plot:
     axes.set_ylim(-spread, spread)
     axes.set_xlabel("how many characters longer")
     axes.set_ylabel("how much higher the reward")
-    _legend(axes, len(evaluations))
+    legend(axes, len(evaluations))
     return Plot(
         "length",
         "Within judged pairs: does the longer completion get the higher reward? Lines are means; a level line at 0 "
@@ -230,7 +230,8 @@ _KINDS = {
 }
 
 
-def _colour(place: int) -> str:
+def colour(place: int) -> str:
+    """The colour of the `place`-th model."""
     return COLOURS[place % len(COLOURS)]
 
 
@@ -242,7 +243,7 @@ def _bounds(found: Estimate) -> list[float]:
     return [bound for bound in (found.low, found.value, found.high) if np.isfinite(bound)]
 
 
-def _error_bar(
+def error_bar(
     axes: Axes,
     estimates: Sequence[Estimate],
     positions: Sequence[float],
@@ -251,6 +252,7 @@ def _error_bar(
     hollow: bool = False,
     label: str | None = None,
 ) -> None:
+    """Shares with their intervals as horizontal bars in percent."""
     values = 100 * np.array([found.value for found in estimates])
     low = np.nan_to_num(values - 100 * np.array([found.low for found in estimates]))
     high = np.nan_to_num(100 * np.array([found.high for found in estimates]) - values)
@@ -260,7 +262,8 @@ def _error_bar(
     )  # fmt: skip
 
 
-def _legend(axes: Axes, entries: int, *, outside: bool = False) -> None:
+def legend(axes: Axes, entries: int, *, outside: bool = False) -> None:
+    """A legend, where there is more than one thing to tell apart."""
     if entries < 2:
         return
     more: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3} if outside else {}
@@ -284,5 +287,6 @@ def _triples(edges: FloatArray, heights: FloatArray) -> list[tuple[float, float,
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), heights.tolist(), strict=True))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name with everything that does not belong into a file name replaced."""
     return "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in name)

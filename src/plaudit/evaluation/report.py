@@ -113,7 +113,7 @@ def write_report(report: RewardReport, folder: Path) -> Path:
 
 def report_dictionary(report: RewardReport) -> dict[str, Any]:
     """The report as plain values for JSON: nan becomes null, infinity the string `"inf"`."""
-    plain: dict[str, Any] = _plain(
+    plain: dict[str, Any] = plain_values(
         {
             "title": report.title,
             "confidence": report.confidence,
@@ -159,12 +159,12 @@ def report_tables(report: RewardReport) -> dict[str, tuple[tuple[str, ...], list
     return {
         "metrics": (
             ("model", "kind", "metric", *bounds),
-            [(e.name, kind, name, *_bounds(found)) for e, kind in everything for name, found in e.metrics.items()],
+            [(e.name, kind, name, *bounds_of(found)) for e, kind in everything for name, found in e.metrics.items()],
         ),
         "breakdowns": (
             ("model", "by", "part", "metric", *bounds),
             [
-                (e.name, kind, row.label, metric, *_bounds(found))
+                (e.name, kind, row.label, metric, *bounds_of(found))
                 for e, _ in everything
                 for kind, rows in e.breakdowns.items()
                 for row in rows
@@ -173,16 +173,16 @@ def report_tables(report: RewardReport) -> dict[str, tuple[tuple[str, ...], list
         ),
         "best_of_k": (
             ("model", "K", *bounds, "chance"),
-            [(e.name, size, *_bounds(found), chance) for e, _ in everything for size, found, chance in e.best_of_k],
+            [(e.name, size, *bounds_of(found), chance) for e, _ in everything for size, found, chance in e.best_of_k],
         ),
         "differences": (
             ("first", "second", "metric", *bounds),
-            [(d.first, d.second, d.metric, *_bounds(d.difference)) for d in report.differences],
+            [(d.first, d.second, d.metric, *bounds_of(d.difference)) for d in report.differences],
         ),
         "probes": (
             ("model", "probe", "rise", "low", "high", "answers", "rise_in_spreads", "win_rate", "skipped"),
             [
-                (name, r.probe, *_bounds(r.rise), r.rise_in_spreads, r.win_rate.value, r.skipped)
+                (name, r.probe, *bounds_of(r.rise), r.rise_in_spreads, r.win_rate.value, r.skipped)
                 for name, results in report.probes.items()
                 for r in results
             ],
@@ -198,15 +198,17 @@ def report_tables(report: RewardReport) -> dict[str, tuple[tuple[str, ...], list
     }
 
 
-def _bounds(found: Estimate) -> tuple[float, float, float, int]:
+def bounds_of(found: Estimate) -> tuple[float, float, float, int]:
+    """Value, low, high and count: a row of a table."""
     return found.value, found.low, found.high, found.count
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """The value as JSON knows it: nan becomes null, infinity the string `"inf"`, tuples lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

@@ -15,9 +15,12 @@ from plaudit.evaluation.probes import ProbeResult
 from plaudit.evaluation.reward_statistics import METRICS
 from plaudit.evaluation.rewardbench import RewardBenchResult
 
-#: Metrics that are shares and read best in percent.
+#: Metrics that are shares and read best in percent; `share` stands for any other.
 SHARES = frozenset(
-    {"accuracy", "prompt_accuracy", "best_of_k_accuracy", "accuracy_shorter_preferred", "accuracy_longer_preferred"}
+    {
+        *("accuracy", "prompt_accuracy", "best_of_k_accuracy"),
+        *("accuracy_shorter_preferred", "accuracy_longer_preferred", "share"),
+    }
 )
 
 
