@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,6 +229,54 @@ def test_nothing_below_a_deleted_reply_of_a_tree_is_read(tmp_path: Path) -> None
     (tmp_path / "x.jsonl").write_text(json.dumps(tree), "utf-8")
     records = read_comparisons(tmp_path / "x.jsonl").records
     assert [(record.id, record.completions) for record in records] == [("p1", ("a1", "a2"))]
+
+
+def turn(name: str, rank: object = None, *replies: object, text: str | None = None) -> dict[str, object]:
+    role = "prompter" if name[0] == "p" else "assistant"
+    return {"message_id": name, "role": role, "text": text or name, "rank": rank, "replies": list(replies)}
+
+
+def tree_with_faults() -> dict[str, object]:
+    """Four turns with ranked replies: good, identical replies, a broken rank, good again below the broken one."""
+    deep = turn("p4", None, turn("a7", 0), turn("a8", 1))
+    broken = turn("p3", None, turn("a5", "first", deep), turn("a6", 1))
+    alike = turn("p2", None, turn("a3", 0, text="same"), turn("a4", 1, text="same"))
+    return {"message_tree_id": "t", "prompt": turn("p1", None, turn("a1", 0, alike), turn("a2", 1, broken))}
+
+
+def test_one_bad_group_costs_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "trees.jsonl").write_text(json.dumps(tree_with_faults()), "utf-8")
+    rows: list[str] = []
+
+    def spread(node: dict[str, Any], parent: str | None) -> None:
+        below = node.pop("replies")
+        rows.append(json.dumps(node | {"parent_id": parent, "message_tree_id": "t"}))
+        for reply in below:
+            spread(reply, node["message_id"])
+
+    spread(tree_with_faults()["prompt"], None)  # type: ignore[arg-type]
+    (tmp_path / "messages.jsonl").write_text("\n".join(rows), "utf-8")
+    with pytest.raises(RecordError, match="identical completions"):
+        read_comparisons(tmp_path / "trees.jsonl")
+    trees = read_comparisons(tmp_path / "trees.jsonl", on_error="skip", refused_file=tmp_path / "refused.jsonl")
+    reasons = {"identical completions": 1, "wrong type": 1}
+    assert [record.id for record in trees.records] == ["p1", "p4"]
+    assert (trees.read, trees.used, dict(trees.refused)) == (4, 2, reasons)
+    assert len((tmp_path / "refused.jsonl").read_text().splitlines()) == 2
+    messages = read_comparisons(tmp_path / "messages.jsonl", on_error="skip")
+    assert messages.records == trees.records
+    assert messages.read == messages.used + sum(messages.refused.values()) == len(rows)
+    assert messages.refused["identical completions"] == 2
+
+
+def test_a_turn_without_text_costs_what_stands_below_it(tmp_path: Path) -> None:
+    tree = tree_with_faults()
+    tree["prompt"]["replies"][1]["replies"][0]["text"] = None  # type: ignore[index]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [tree, tree, tree])), "utf-8")
+    result = read_comparisons(tmp_path / "x.jsonl", on_error="skip", limit=2)
+    assert [record.id for record in result.records] == ["p1", "p1"]
+    assert result.problems[1].key == "prompt.replies[1].replies[0].text"
+    assert (result.read, result.used, sum(result.refused.values())) == (6, 2, 4)
 
 
 def test_a_row_without_any_judgement_in_it_is_not_called_used(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from plaudit.data.records import Best, Comparison, Ranking
+from plaudit.data.records import Best, Comparison, Ranking, Scores
 from plaudit.evaluation.probes import ENGLISH_PROBES, Probe, run_probes
 
 
@@ -39,6 +39,16 @@ def test_a_flattered_scorer(simulated):
     found = by_name(run_probes(comparisons, scorer(lambda prompt, text: 2.0 * ("brilliant" in text) + len(text) / 1e4)))
     assert found["flattery before"].rise.value == pytest.approx(2.0, abs=0.1)
     assert abs(found["answer twice"].rise.value) < 0.1
+
+
+def test_pairs_that_people_tied_are_not_probed():
+    comparisons = [
+        Comparison(prompt=f"p{i}", completions=(f"good {i}", f"bad {i}"), judgement=Scores((4.0, 4.0 - i)))
+        for i in range(1, 9)
+    ]
+    assert run_probes(comparisons, scorer(lambda prompt, text: len(text)))[0].rise.count == 8
+    found = run_probes(comparisons, scorer(lambda prompt, text: len(text)), tie_threshold=4.0)
+    assert found[0].rise.count == 5
 
 
 def test_an_answer_to_another_prompt():

@@ -103,6 +103,16 @@ def test_a_model(data, model_folder, tmp_path, simulated, no_page):
     assert report.floors == []
 
 
+def test_probes_go_by_the_same_ties_as_the_rest(data, model_folder, tmp_path, no_page):
+    config = EvaluateRewardConfig(
+        models=(str(model_folder),), data=(f"{data}/data.jsonl",), output=tmp_path, floors=(), device="cpu",
+        resamples=10, tie_threshold=100.0,
+    )  # fmt: skip
+    (results,) = evaluate_reward(config).probes.values()
+    # Of the 40 records the 10 with scores and the 10 with votes are all tied at this threshold.
+    assert results[0].rise.count == 20
+
+
 def test_what_the_model_cannot_read_is_counted(data, model_folder, tmp_path, no_page):
     comparisons = [
         Comparison(prompt=f"what {i}", completions=("tea", "rain " * (80 if i == 3 else 2)), judgement=Best(0))

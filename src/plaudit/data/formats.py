@@ -22,17 +22,21 @@ class Format(Generic[Record]):
     Attributes:
         about: what it is, with the columns that identify it.
         recognise: whether a row has its columns. Formats are asked in the order of their dictionary.
-        read: the records in one row; raises `RecordError`.
+        read: the records in one row; raises `RecordError`. In a collection a group that cannot be used is
+            a `RecordError` in its place.
         group_by: for formats that spread a group over rows: rows that follow one another and agree in this are read
             together by `read_group`.
         read_group: the records in such rows, and the fault of each row that could not be used.
+        collection: whether a row holds groups that have nothing to do with each other (a tree): each then counts as
+            a row that was read, used or refused.
     """
 
     about: str
     recognise: Callable[[Row], bool]
-    read: Callable[[Row], list[Record]] | None = None
+    read: Callable[[Row], Sequence[Record | RecordError]] | None = None
     group_by: Callable[[Row], object] | None = None
     read_group: Callable[[Sequence[Row]], tuple[list[Record], dict[int, RecordError]]] | None = None
+    collection: bool = False
 
 
 def has(*keys: str) -> Callable[[Row], bool]:
@@ -97,6 +101,7 @@ COMPARISON_FORMATS: dict[str, Format[Comparison]] = {
     "oasst-trees": Format(
         "OpenAssistant trees: message_tree_id and a nested prompt with ranked replies",
         lambda row: "message_tree_id" in row and isinstance(row.get("prompt"), Mapping), groups.read_oasst_tree,
+        collection=True,
     ),
     "oasst-messages": Format(
         "OpenAssistant messages: message_id, parent_id, text, role, rank; one message per row",

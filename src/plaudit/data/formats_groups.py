@@ -21,7 +21,7 @@ from plaudit.data.fields import (
 from plaudit.data.formats_pairs import post_of
 from plaudit.data.native import comparison_from_json
 from plaudit.data.records import Comparison, Judgement, Labels, Message, Ratings, RecordError, Scores
-from plaudit.data.validation import check_text
+from plaudit.data.validation import check_text, validate_comparison
 
 Row = Mapping[str, Any]
 Grouped = tuple[list[Comparison], dict[int, RecordError]]
@@ -80,16 +80,30 @@ def read_nectar(row: Row) -> list[Comparison]:
     return [Comparison(prompt=prompt, completions=texts, judgement=tiers_from_ranks(ranks))]
 
 
-def read_oasst_tree(row: Row) -> list[Comparison]:
-    """An OpenAssistant tree: one comparison for every turn of a person that has two or more ranked replies."""
+def read_oasst_tree(row: Row) -> list[Comparison | RecordError]:
+    """An OpenAssistant tree: one comparison for every turn of a person that has two or more ranked replies.
+
+    A turn that cannot be used, or whose replies cannot, is a fault in its place; the rest of the tree stands.
+    """
     tree = optional_text(row, "message_tree_id")
-    records: list[Comparison] = []
+    records: list[Comparison | RecordError] = []
     stack: list[tuple[Row, tuple[Message, ...], str]] = [(object_of(row.get("prompt"), "prompt"), (), "prompt")]
     while stack:
         node, history, path = stack.pop()
-        here = (*history, _oasst_turn(node, path))
-        replies = [object_of(reply, f"{path}.replies[{i}]") for i, reply in enumerate(node.get("replies") or ())]
-        records += _oasst_siblings(here, replies, tree, optional_text(node, "message_id"), path)
+        replies: list[Row] = []
+        try:
+            # An answer that nobody replied to is judged with its siblings; here it would be counted twice.
+            if not node.get("replies"):
+                continue
+            replies = [object_of(each, f"{path}.replies[{i}]") for i, each in enumerate(list_of(node, "replies"))]
+            here = (*history, _oasst_turn(node, path))
+        except RecordError as error:
+            records.append(error)
+            continue
+        try:
+            records += _oasst_siblings(here, replies, tree, optional_text(node, "message_id"), path)
+        except RecordError as error:
+            records.append(error)
         numbered = reversed(list(enumerate(replies)))
         stack += [(reply, here, f"{path}.replies[{i}]") for i, reply in numbered if not reply.get("deleted")]
     if not records:
@@ -200,7 +214,9 @@ def _oasst_siblings(
     if sum(rank is not None for rank in ranks) < 2:
         return []
     texts = tuple(text_of(reply, "text", f"{path}.replies.") for reply in kept)
-    return [Comparison(prompt=history, completions=texts, judgement=tiers_from_ranks(ranks), group=tree, id=parent)]
+    record = Comparison(prompt=history, completions=texts, judgement=tiers_from_ranks(ranks), group=tree, id=parent)
+    validate_comparison(record)
+    return [record]
 
 
 def _entry_text(entry: Row, path: str) -> str:

@@ -8,7 +8,7 @@ Reading streams: one row (or one group of rows) is held at a time, and always `r
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +50,7 @@ class Tally:
     """What became of every row: `read == used + sum(refused.values())` at any time.
 
     Attributes:
-        read: rows that stood in the source (blank lines are no rows).
+        read: rows that stood in the source (blank lines are no rows); a tree counts once for each of its groups.
         used: rows that went into a record.
         refused: how many rows could not be used, by reason.
         problems: the first of them in full, with place, key and expectation.
@@ -232,6 +232,7 @@ class Engine(Generic[Record]):
         self.finish: Callable[[Record, Mapping[str, Any]], Record] = finish
         self.format_name, self.on_error, self.tally, self.limit = format_name, on_error, tally, limit
         self.side: IO[str] | None = None
+        self.rows = 0
 
     def run(self, rows: Iterable[Row], refused_file: str | Path | None, source: str) -> Iterator[Record]:
         """Every record of the rows, in order."""
@@ -252,8 +253,9 @@ class Engine(Generic[Record]):
         def one_file(first: Row) -> Iterator[Row]:
             row: Row | None = first
             while row is not None and row.file == first.file:
-                if self.limit is not None and self.tally.read >= self.limit:
+                if self.limit is not None and self.rows >= self.limit:
                     return
+                self.rows += 1
                 self.tally.read += 1
                 yield row
                 row = next(source, None)
@@ -261,7 +263,7 @@ class Engine(Generic[Record]):
                 pending.append(row)
 
         following = next(source, None)
-        while following is not None and (self.limit is None or self.tally.read < self.limit):
+        while following is not None and (self.limit is None or self.rows < self.limit):
             yield one_file(following)
             following = pending.pop() if pending else None
 
@@ -300,15 +302,31 @@ class Engine(Generic[Record]):
             try:
                 if row.error is not None or row.value is None:
                     raise row.error or RecordError("not a JSON object")
-                value = row.value
-                records = [self.finish(record, value) for record in form.read(value)]
-                if not records:
+                found = form.read(row.value)
+                if not found:
                     raise nothing_to_compare()
+                parts = [[each] for each in found] if form.collection else [found]
             except RecordError as error:
                 self._refuse(row, error)
                 continue
-            self.tally.used += 1
-            yield from records
+            self.tally.read += len(parts) - 1
+            for part in parts:
+                yield from self._finished(row, part)
+
+    def _finished(self, row: Row, part: Sequence[Record | RecordError]) -> list[Record]:
+        """The records of a row, or of one group in it, checked; none where one of them cannot be used."""
+        assert row.value is not None
+        records = []
+        try:
+            for each in part:
+                if isinstance(each, RecordError):
+                    raise each
+                records.append(self.finish(each, row.value))
+        except RecordError as error:
+            self._refuse(row, error)
+            return []
+        self.tally.used += 1
+        return records
 
     def _read_grouped(self, form: Format[Record], rows: Iterable[Row]) -> Iterator[Record]:
         assert form.group_by is not None

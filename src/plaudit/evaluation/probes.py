@@ -85,6 +85,7 @@ def run_probes(
     probes: Sequence[Probe] = ENGLISH_PROBES,
     limit: int | None = 200,
     cluster_by: ClusterBy = "auto",
+    tie_threshold: float = 0.0,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -97,6 +98,7 @@ def run_probes(
         probes: the changes.
         limit: use at most this many comparisons, evenly spread over the data; None for all.
         cluster_by: what is redrawn for intervals, as in `judged.judge`.
+        tie_threshold: scores closer than this are human ties, as in `judged.judge`.
         resamples: of the bootstrap.
         confidence: of the intervals.
         seed: of the bootstrap.
@@ -107,7 +109,7 @@ def run_probes(
     Raises:
         ValueError: if no comparison has a judged, untied pair.
     """
-    usable = judge(comparisons, cluster_by=cluster_by)
+    usable = judge(comparisons, cluster_by=cluster_by, tie_threshold=tie_threshold)
     pairs = {int(record): place for place, record in reversed(list(enumerate(usable.record)))}
     records = sorted(pairs)
     if not records:

@@ -1,6 +1,5 @@
 """The job `plaudit evaluate reward`: load models and data, measure, compare with floors, write the report."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from plaudit.evaluation.report_sections import interval, number, verdict
 from plaudit.evaluation.reward_floors import Floors, reward_floors
 from plaudit.evaluation.reward_statistics import METRICS
 from plaudit.evaluation.rewardbench import RewardBenchResult, rewardbench
+from plaudit.evaluation.running import Progress, pick_device, say
 from plaudit.evaluation.scoring import ModelScorer, read_scores, write_scores
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
     judged = judge(comparisons, cluster_by=config.cluster_by, tie_threshold=config.tie_threshold)
     if dry_run:
         counts = judged.counts()
-        _say("; ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in {**read, **counts}.items()))
-        _say(f"would score {counts['completions']:,} completions with each of {len(config.models)} models")
+        say("; ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in {**read, **counts}.items()))
+        say(f"would score {counts['completions']:,} completions with each of {len(config.models)} models")
         return None
     _require_answerable(judged, comparisons, config)
     notes: list[str] = []
@@ -79,8 +79,8 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
         confidence=config.confidence,
     )
     path = write_report(report, config.output)
-    _say(summary_text(report))
-    _say(f"report: {path}")
+    say(summary_text(report))
+    say(f"report: {path}")
     return report
 
 
@@ -111,29 +111,11 @@ def load_model(place: str, config: EvaluateRewardConfig) -> "RewardModel":
     """Open a reward model in evaluation mode on the configured device."""
     from plaudit.models.reward_model import RewardModel
 
-    device = _pick_device(config.device)
+    device = pick_device(config.device)
     model = RewardModel.from_pretrained(place, dtype=config.dtype)
     if config.too_long is not None:
         model.text_tokeniser.too_long = config.too_long
     return model.to(device).eval()
-
-
-def _pick_device(name: str) -> str:
-    """The device to score on.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {name!r} cannot be used here ({reason[:80]}); use 'cpu' or 'auto'") from error
-    return name
 
 
 def read_probes(path: Path | None) -> tuple[Probe, ...]:
@@ -183,7 +165,9 @@ def _score_with_model(
 ) -> tuple[Rows, list[ProbeResult], Counter[str]]:
     """Scores of one model, written to the output folder, and its probes; the model is let go of afterwards."""
     scorer = ModelScorer(
-        load_model(place, config), token_budget=config.token_budget, progress=_Progress(name, comparisons)
+        load_model(place, config),
+        token_budget=config.token_budget,
+        progress=Progress(name, len(comparisons), "prompts scored"),
     )
     scores = scorer([c.prompt for c in comparisons], [c.completions for c in comparisons])
     unscored = Counter(scorer.unscored)
@@ -195,21 +179,10 @@ def _score_with_model(
     scorer.progress = None
     results = run_probes(
         comparisons, scorer, probes=read_probes(config.probe_file), limit=config.probe_limit,
-        cluster_by=config.cluster_by, resamples=config.resamples, confidence=config.confidence, seed=config.seed,
+        cluster_by=config.cluster_by, tie_threshold=config.tie_threshold, resamples=config.resamples,
+        confidence=config.confidence, seed=config.seed,
     )  # fmt: skip
     return scores, results, unscored
-
-
-class _Progress:
-    """Says on stderr how far scoring is, once per tenth."""
-
-    def __init__(self, name: str, comparisons: Sequence[Comparison]) -> None:
-        self.name, self.total, self.done = name, len(comparisons), 0
-
-    def __call__(self, count: int) -> None:
-        before, self.done = self.done, self.done + count
-        if 10 * before // self.total != 10 * self.done // self.total:
-            sys.stderr.write(f"{self.name}: {self.done:,} of {self.total:,} prompts scored\n")
 
 
 def _read(sources: Sequence[str], config: EvaluateRewardConfig) -> tuple[list[Comparison], dict[str, int]]:
@@ -249,7 +222,3 @@ def _complete(comparison: Comparison, row: Sequence[float | None]) -> list[float
         return [float(value) for value in row if value is not None]
     chosen = tiers_of(comparison.judgement, len(comparison.completions))[0]
     return [0.0 if slot in chosen else 1.0 for slot in range(len(row))]
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
