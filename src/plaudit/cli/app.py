@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
     "align": ("plaudit.cli.align:align", "Improve a language model against a reward: PPO, RLOO, GRPO and others."),
     "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
+    "evaluate policy": ("plaudit.cli.evaluate:policy", "Measure an aligned model against its start: did it help?"),
     "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
     "generate": ("plaudit.cli.generate:generate", "Answer prompts with a language model, several times each."),
     "chat": ("plaudit.cli.chat:chat", "Talk to a language model by hand."),
@@ -90,7 +91,7 @@ def build_app() -> App:
     return app
 
 
-CONFIGURED_VERBS = frozenset({"sft", "reward", "align", "evaluate reward", "demo"})
+CONFIGURED_VERBS = frozenset({"sft", "reward", "align", "evaluate reward", "evaluate policy", "demo"})
 """The verbs whose help page and flags come from a configuration class (`plaudit.cli.verb.run_verb`)."""
 
 

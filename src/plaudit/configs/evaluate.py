@@ -95,10 +95,10 @@ class EvaluateRewardConfig(Config):
 
     def named_sources(self) -> list[tuple[str, str]]:
         """`(name, folder or file)` of every model and then of every file of scores."""
-        return [_named(source) for source in (*self.models, *self.scores)]
+        return [named_source(source) for source in (*self.models, *self.scores)]
 
 
-def _named(source: str) -> tuple[str, str]:
+def named_source(source: str) -> tuple[str, str]:
     """`name=place`, or the last part of a place as its name (of `runs/a/model` it is `a`)."""
     name, separator, place = source.partition("=")
     if separator and name and place:
