@@ -99,6 +99,7 @@ def step_loss(
     metrics = {"policy/loss": policy_loss.detach()}
     metrics |= {f"policy/{name}": found[name] for name in _LOGGED}
     metrics["policy/entropy"] = masked_mean(evaluation.entropy.detach(), mask)
+    bonus = settings.entropy_coefficient
     divergence = value_loss = None
     kl_coefficient = coefficients.kl if settings.kl_placement == "loss" else 0.0
     if kl_coefficient:
@@ -115,8 +116,8 @@ def step_loss(
         kl_coefficient=kl_coefficient,
         value_loss=value_loss,
         value_coefficient=settings.value_coefficient,
-        entropy=entropy_bonus(evaluation.entropy, mask, reduction=rows.step_weights),
-        entropy_coefficient=settings.entropy_coefficient,
+        entropy=entropy_bonus(evaluation.entropy, mask, reduction=rows.step_weights) if bonus else None,
+        entropy_coefficient=bonus,
     )
     return loss, metrics
 

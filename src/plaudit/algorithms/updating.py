@@ -16,6 +16,7 @@ from plaudit.core.advantages import RunningMean
 from plaudit.core.finite import NonFiniteError
 from plaudit.core.kl import adaptive_kl_coefficient, kl_k1
 from plaudit.core.masked import masked_mean, masked_variance, masked_whiten
+from plaudit.core.reduction import Metrics
 from plaudit.rollout.trajectory import Evaluation, Policy, Trajectory
 
 
@@ -97,10 +98,11 @@ class PolicyGradient:
         """
         settings = self.settings
         rows = prepared.trajectory.mask.any(1).nonzero().flatten().cpu()
-        units = list(rows.unsqueeze(1))
+        units = list(torch.split(rows, 1))
         if prepared.trajectory.group_ids is not None:
             ids = prepared.trajectory.group_ids.cpu()[rows]
-            groups = [rows[ids == group] for group in torch.unique(ids)]
+            sizes = torch.unique(ids, return_counts=True)[1].tolist()
+            groups = list(torch.split(rows[ids.argsort(stable=True)], sizes))
             if len(groups) >= settings.minibatches or settings.reduction == "per_prompt":
                 units = groups
         steps: list[Tensor] = []
@@ -129,9 +131,7 @@ class PolicyGradient:
         )
         coefficients = Coefficients(self.kl_coefficient, self.old_kl_coefficient, self._clip_scale())
         self.optimizer.zero_grad(set_to_none=True)
-        evaluation = self._backward(whole, coefficients)
-        with torch.no_grad():
-            loss, found = step_loss(evaluation, whole, self.settings, coefficients)
+        loss, found = self._backward(whole, coefficients)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
         norm = float(clip_grad_norm_(parameters, limit))
@@ -215,29 +215,36 @@ class PolicyGradient:
         self.running_mean = RunningMean(float(state["running_total"]), float(state["running_weight"]))
         self.num_updates = int(state["num_updates"])
 
-    def _backward(self, whole: Rows, coefficients: Coefficients) -> Evaluation:
-        """Gradients of all rows, micro-batch by micro-batch; what the policy said of them, `[b, T]`, detached."""
-        split = getattr(self.policy, "micro_batches", None)
-        count = whole.trajectory.num_rows
-        parts = [torch.arange(count)] if split is None else split(whole.trajectory)
-        if sorted(torch.cat(parts).tolist()) != list(range(count)):
-            raise ValueError(
-                f"micro-batches must hold each of {count} rows once, got {[part.tolist() for part in parts]}"
-            )
+    def _backward(self, whole: Rows, coefficients: Coefficients) -> tuple[Tensor, Metrics]:
+        """Gradients of all rows, micro-batch by micro-batch; loss and metrics of the whole, without gradient."""
+        parts = self._micro_batches(whole.trajectory)
         tables: list[Tensor] = []
         for part in parts:
-            part = part.to(whole.returns.device)
-            rows = whole.select(part)
+            rows = whole if len(parts) == 1 else whole.select(part)
             evaluation = self.policy.evaluate(rows.trajectory)
             if self.needs_critic and not evaluation.values.requires_grad:
                 raise ValueError(
                     "the baseline value needs a critic that learns, but the policy's values have no gradient"
                 )
-            loss, _ = step_loss(evaluation, rows, self.settings, coefficients)
+            loss, metrics = step_loss(evaluation, rows, self.settings, coefficients)
             loss.backward()  # type: ignore[no-untyped-call]
+            if len(parts) == 1:
+                return loss.detach(), metrics
             tables.append(torch.stack([tensor.detach() for tensor in evaluation]))
-        order = torch.cat(parts).argsort().to(tables[0].device)
-        return Evaluation(*torch.cat(tables, 1)[:, order])
+        together = Evaluation(*torch.cat(tables, 1)[:, torch.cat(parts).argsort()])
+        with torch.no_grad():
+            return step_loss(together, whole, self.settings, coefficients)
+
+    def _micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
+        """Rows of each forward pass, in their own order where one pass takes all."""
+        split = getattr(self.policy, "micro_batches", None)
+        places = torch.arange(trajectory.num_rows, device=trajectory.mask.device)
+        parts = [places] if split is None else [part.to(places.device) for part in split(trajectory)]
+        if not torch.equal(torch.cat(parts).sort().values, places):
+            raise ValueError(
+                f"micro-batches must hold each of {len(places)} rows once, got {[part.tolist() for part in parts]}"
+            )
+        return [places] if len(parts) == 1 else parts
 
     def _clip_scale(self) -> float:
         if self.settings.clip_schedule == "constant" or self.total_updates is None:
