@@ -78,6 +78,12 @@ def test_extremes(kind):
     assert advantages[:3].tolist() == [0, 0, 0]
     assert usable.all()
     assert torch.isfinite(advantages).all()
+    # Equal rewards that float32 cannot average exactly, and small differences on a large offset.
+    thirds = torch.tensor([1234.5678, 1234.5678, 1234.5678, 4e6 + 1, 4e6])
+    assert kind(thirds, groups, valid)[0][:3].tolist() == [0, 0, 0]
+    assert kind(thirds, groups, valid)[0][3:].tolist() == kind(thirds - 4e6, groups, valid)[0][3:].tolist()
+    with pytest.raises(ValueError, match="valid must be boolean"):
+        kind(equal, groups, valid.float())
     nothing, usable = kind(torch.full((5,), NAN), groups, ~valid)
     assert nothing.tolist() == [0] * 5
     assert not usable.any()

@@ -47,6 +47,15 @@ def test_gradients(softcap: float | None) -> None:
     assert torch.autograd.gradcheck(lambda *a: both(*a)[1], inputs)
 
 
+def test_autocast_does_not_round_the_logits() -> None:
+    hidden, weight, targets = (tensor.float() if tensor.is_floating_point() else tensor for tensor in example())
+    wanted = logprobs_and_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = logprobs_and_entropy(hidden, weight, targets)
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
+
+
 def test_hand_numbers_and_extremes() -> None:
     # Two tokens of equal logits: log-probability -log 2, entropy log 2; a certain one: 0 and 0.
     weight = torch.tensor([[1.0], [1.0]])

@@ -73,6 +73,7 @@ def test_extremes():
     half = torch.zeros(2, dtype=torch.float64)
     assert exact_kl(never, half).item() == pytest.approx(math.log(2))
     assert exact_kl(half, never).item() == math.inf
+    assert exact_kl(never, never).item() == 0
     assert categorical_entropy(never).item() == 0
     (gradient,) = torch.autograd.grad(exact_kl(never, half) + categorical_entropy(never), never)
     assert torch.isfinite(gradient).all()

@@ -50,6 +50,10 @@ def test_reductions_by_hand():
     assert reduce_steps(values, mask, "sequence_sum").item() == 4.5
     assert reduce_steps(values, mask, "per_prompt", group_ids=torch.tensor([4, 4])).item() == 3
     assert reduce_steps(values, mask, "per_prompt", group_ids=torch.tensor([4, 2])).item() == 3.75
+    # A row, or a prompt, without a counted step is no part of the mean.
+    one = torch.tensor([[True, True, False], [False, False, False]])
+    for reduction, wanted in (("per_sequence", 1.5), ("sequence_sum", 3), ("per_prompt", 1.5)):
+        assert reduce_steps(values, one, reduction, group_ids=torch.tensor([4, 2])).item() == wanted
     assert reduce_steps(values, mask, "sequence_sum", normaliser=10.0).item() == pytest.approx(0.9)
     with pytest.raises(ValueError, match="per_prompt needs"):
         reduce_steps(values, mask, "per_prompt")
@@ -148,7 +152,14 @@ def test_micro_batches_add_up_and_masked_steps_change_nothing(reduction):
     pad = (torch.full((B, 3), float("nan"), dtype=torch.float64),)
     longer = [torch.cat([table, *pad], 1) for table in (logprobs, old, advantages)]
     more = torch.cat([mask, torch.zeros(B, 3, dtype=torch.bool)], 1)
-    assert torch.equal(clipped_surrogate_loss(*longer, more, **options)[0], whole)
+    loss, metrics = clipped_surrogate_loss(*longer, more, **options)
+    assert torch.equal(loss, whole)
+    wanted = clipped_surrogate_loss(logprobs, old, advantages, mask, **options)[1]
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
+        {name: value.item() for name, value in wanted.items()}, rel=1e-14
+    )
+    ratios = (logprobs - old)[mask].exp()
+    assert (metrics["ratio_min"], metrics["ratio_max"]) == (ratios.min(), ratios.max())
 
 
 def test_the_whole_answer_as_one_action():
@@ -220,6 +231,12 @@ def test_gradcheck(reduction):
     assert torch.autograd.gradcheck(everything, [logprobs])
 
 
+def test_approximate_kl_is_k3_of_the_old_policy_towards_the_new_one():
+    old = torch.zeros(1, 1, dtype=torch.float64)
+    _, metrics = clipped_surrogate_loss(old + 1, old, old, old == 0, reduction="per_token")
+    assert metrics["approximate_kl"].item() == pytest.approx(math.e - 2)  # ρ - 1 - log ρ
+
+
 def test_extremes():
     logprobs, old, advantages, mask = wild()
     nothing = torch.zeros_like(mask)
@@ -235,6 +252,12 @@ def test_extremes():
     assert clipped_surrogate_loss(far, 0 * far, far, both, **options)[0].item() == pytest.approx(-1.2e4)
     assert clipped_surrogate_loss(far, 0 * far, -far, both, dual_clip=3.0, **options)[0].item() == pytest.approx(3e4)
     assert truncated_importance_weights(far, both, maximum=2.0).tolist() == [[2, 2]]
+    assert truncated_importance_weights(far, torch.tensor([[True, False]]), maximum=2.0).tolist() == [[2, 0]]
+    # What the clip has cut off has the gradient 0, not 0 times infinity.
+    for signed, dual_clip in ((far, None), (-far, 3.0)):
+        moved = far.clone().requires_grad_()
+        loss, _ = clipped_surrogate_loss(moved, 0 * far, signed, both, dual_clip=dual_clip, **options)
+        assert torch.autograd.grad(loss, moved)[0].tolist() == [[0, 0]]
 
 
 def test_faults_are_named():

@@ -255,8 +255,12 @@ def test_extremes():
     huge = {**data, "rewards": 1e4 * data["rewards"], "values": 1e4 * data["values"]}
     far = torch.full((B, T), 1e4, dtype=torch.float64)
     for log_ratios in (far, -far):
-        for found in vtrace(**huge, log_ratios=log_ratios, discount=0.99):
+        ratios = log_ratios.clone().requires_grad_()
+        for found in vtrace(**huge, log_ratios=ratios, discount=0.99):
             assert torch.isfinite(found).all()
+        assert torch.isfinite(torch.autograd.grad(found.sum(), ratios)[0]).all()
+    assert torch.equal(gae(**data, discount=torch.tensor(0.9, dtype=torch.float64), gae_lambda=1.0)[0],
+                       gae(**data, discount=0.9, gae_lambda=1.0)[0])  # fmt: skip
     single, _ = gae(**{name: tensor[:, :1] for name, tensor in wild(2, everything_counts=True)[0].items()},
                     discount=1.0, gae_lambda=1.0)  # fmt: skip
     assert torch.isfinite(single).all()

@@ -24,6 +24,8 @@ def test_by_hand():
     loss, metrics = clipped_value_loss(values, torch.zeros(1, 3), returns, mask, clip=0.5)
     assert loss.item() == 2.5
     assert metrics["value_clip_fraction"].item() == 1
+    old_values = torch.tensor([[3.0, 4.4, 0.0]])  # moved by -2 and -0.4
+    assert clipped_value_loss(values, old_values, returns, mask, clip=0.5)[1]["value_clip_fraction"].item() == 0.5
     # Moving towards the return by more than ε is charged as if it had stopped at ε.
     loss, _ = clipped_value_loss(torch.tensor([[2.0]]), torch.zeros(1, 1), torch.tensor([[2.0]]),
                                  torch.tensor([[True]]), clip=0.5)  # fmt: skip

@@ -23,7 +23,9 @@ class _PolicyTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         chosen, normalisers, entropies = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(hidden.split(options.chunk), targets.split(options.chunk), strict=True):
+            for rows, wanted in zip(
+                torch.split(hidden, options.chunk), torch.split(targets, options.chunk), strict=True
+            ):
                 logits = head_logits(rows, weight, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 logprobs = logits - normaliser[:, None]
@@ -49,7 +51,7 @@ class _PolicyTerms(torch.autograd.Function):
             logprobs = logits - normaliser[part, None]
             probabilities = logprobs.exp()
             # d log p_t / d z_v = [v = t] - p_v and d H / d z_v = -p_v (log p_v + H)
-            found = -probabilities * grad[part, None]
+            found: Tensor = -probabilities * grad[part, None]
             found.scatter_add_(1, targets[part, None], grad[part, None])
             if grad_entropy is not None:
                 surprise = torch.where(probabilities > 0, logprobs, 0.0) + entropy[part, None]

@@ -23,7 +23,9 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         parts, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(hidden.split(options.chunk), targets.split(options.chunk), strict=True):
+            for rows, wanted in zip(
+                torch.split(hidden, options.chunk), torch.split(targets, options.chunk), strict=True
+            ):
                 logits = head_logits(rows, weight, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 parts.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)

@@ -7,6 +7,8 @@ cut here. Whatever stands at masked steps, NaN included, never matters. A loss i
 of each row to `[B, 1]`, and every loss here takes that, with advantages `[B, 1]`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -167,7 +169,7 @@ def clipped_surrogate_loss(
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
     advantages = _constant("advantages", advantages, logprobs, mask)
     log_ratios = _log_ratios(logprobs, old_logprobs, mask)
-    ratios = log_ratios.exp()
+    ratios = _bounded_ratios(log_ratios, advantages, high, dual_clip)
     plain = ratios * advantages
     objective = torch.minimum(plain, ratios.clamp(1 - clip_low, 1 + high) * advantages)
     if dual_clip is not None:
@@ -312,6 +314,14 @@ def _constant(name: str, tensor: Tensor, logprobs: Tensor, mask: Tensor) -> Tens
         raise ValueError(f"logprobs {tuple(logprobs.shape)} must be [B, T], the mask boolean, got {mask.dtype}")
     expect_shape(name, tensor, tuple(logprobs.shape))
     return tensor.detach().masked_fill(~mask, 0.0)
+
+
+def _bounded_ratios(log_ratios: Tensor, advantages: Tensor, clip_high: float, dual_clip: float | None) -> Tensor:
+    """`exp(log_ratio)`, cut off where the clip decides anyway: an infinite ratio has the gradient 0 · ∞ = NaN."""
+    gain = math.log1p(clip_high) + 1
+    loss = math.inf if dual_clip is None else math.log(dual_clip) + 1
+    limit = torch.where(advantages < 0, loss, gain).to(log_ratios.dtype)
+    return torch.minimum(log_ratios, limit).exp()
 
 
 def _log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ with `k` = `continues`, `v'` = `next_values`, and `c_t` = 0 where `truncated`. N
 fixed targets passes detached values, one who wants gradients through a learned model passes live ones.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -134,7 +135,7 @@ def discounted_returns(
         `[B, T]`; 0 at masked steps.
     """
     _check(rewards, mask, truncated, next_values=next_values)
-    behind = next_values.masked_fill(~(_breaks_off(truncated, mask) & mask), 0.0)
+    behind = next_values.masked_fill(~_breaks_off(truncated, mask), 0.0)
     nothing = torch.zeros_like(rewards)
     return off_policy_corrections(rewards, nothing, behind, continues, truncated, mask, discount=discount, traces=1.0)
 
@@ -390,7 +391,9 @@ def _bootstrap(going_on: Tensor, next_values: Tensor, mask: Tensor) -> Tensor:
 def _clipped_ratios(log_ratios: Tensor, like: Tensor, mask: Tensor, clip: float) -> Tensor:
     """`min(clip, exp(log_ratio))`, 0 at masked places."""
     expect_shape("log_ratios", log_ratios, tuple(like.shape))
-    return log_ratios.masked_fill(~mask, 0.0).exp().clamp(max=clip).masked_fill(~mask, 0.0)
+    # Limited before the exponential as well: the gradient of an infinite ratio would be NaN, clipped or not.
+    limit = math.log(clip) + 1 if clip > 0 else 0.0
+    return log_ratios.masked_fill(~mask, 0.0).clamp(max=limit).exp().clamp(max=clip).masked_fill(~mask, 0.0)
 
 
 def _value_of_the_step_before(next_values: Tensor, mask: Tensor) -> Tensor:
