@@ -81,7 +81,7 @@ def _two_highest(counts: Sequence[Counter[tuple[str, ...]]]) -> _Highest:
 
 
 def _bleu(
-    counts: Sequence[Sequence[Counter[tuple[str, ...]]]],
+    counts: Sequence[Counter[tuple[str, ...]]],
     most: Sequence[_Highest],
     lengths: Sequence[int],
     own: int,
@@ -95,7 +95,7 @@ def _bleu(
     total = 0.0
     for n in range(orders):
         matched = 0
-        for gram, count in counts[own][n].items():
+        for gram, count in counts[n].items():
             first, holder, second = most[n][gram]
             matched += min(count, second if holder == own else first)
         total += math.log((matched or SMOOTHED) / (length - n))

@@ -114,8 +114,8 @@ def same_length_win_rate(
     prompts, own, start = np.nonzero(~np.isnan(credits))
     y = credits[prompts, own, start]
     difference = own_lengths[prompts, own] - start_lengths[prompts, start]
-    spread = float(difference.std()) or 1.0
-    x = np.stack([np.ones_like(y), np.tanh(difference / spread)], axis=1)
+    spread = float(difference.std()) if y.size else 0.0
+    x = np.stack([np.ones_like(y), np.tanh(difference / (spread or 1.0))], axis=1)
     # Each prompt weighs the same, however many pairs it has.
     weight = 1.0 / np.bincount(prompts, minlength=len(credits))[prompts] if y.size else y
     fitted = _logistic(x, y, weight)
