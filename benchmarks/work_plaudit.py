@@ -11,9 +11,10 @@ from workloads import training_config
 import plaudit
 from plaudit.data.io import read_comparisons
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.folder import prepare_output
 from plaudit.training.reward import prepare, run_steps
 from plaudit.training.reward_trainer import RewardTrainer
-from plaudit.training.session import Session, prepare_output
+from plaudit.training.session import Session
 from plaudit.training.trackers import read_metrics
 
 

@@ -384,6 +384,8 @@ def test_folders_with_a_run_are_not_touched_by_accident(tokenizer_folder: str, t
     resume = config.model_copy(update={"resume": True})
     with pytest.raises(ValueError, match="made with other training records"):
         main(resume, train=MIXED[:3])
+    with pytest.raises(ValueError, match="made with other held-out records"):
+        main(resume, train=MIXED[:2], held_out=MIXED[2:])
     other = resume.model_copy(update={"label_smoothing": 0.1})
     written = (tmp_path / "configuration.yaml").read_text()
     with pytest.raises(ValueError, match=r"label_smoothing: 0\.0 then, 0\.1 now"):

@@ -1,8 +1,10 @@
 """Supervised fine-tuning reaches the entropy of its data, and trains on nothing but completions."""
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from plaudit.data.records import Demonstration
 from plaudit.models.causal_lm import CausalLM
 from plaudit.training.estimates import Estimate
 from plaudit.training.results import TrainingResult
-from plaudit.training.sft import main, predicted_tokens, prepare, token_weights
+from plaudit.training.sft import MicroBatch, SftTrainer, main, predicted_tokens, prepare, token_weights
 from tests.training.conftest import SIZES
 
 
@@ -66,7 +68,7 @@ def first_gradient(config: SftConfig, records: Sequence[Demonstration]) -> tuple
     weights = token_weights(trainer.train)
     total = 0.0
     for chosen in step.micro_batches:
-        loss = trainer.loss(trainer.train, chosen, sum(weights))
+        loss = trainer.loss(trainer.micro_batch(trainer.train, chosen), sum(weights))
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total, {name: p.grad.double() for name, p in trainer.trained.named_parameters() if p.grad is not None}
@@ -145,3 +147,35 @@ def test_dry_run_and_refusals(tokenizer_folder: str, tmp_path: Path) -> None:
     base = {"model": {"backbone": "x"}, "optimizer": {"head_learning_rate": 1.0}}
     with pytest.raises(ConfigError, match="head_learning_rate is for reward heads"):
         load_config(SftConfig, overrides=base)
+
+
+def test_batches_made_ahead_change_nothing(
+    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers: list[set[str]] = []
+    weights: list[dict[str, Tensor]] = []
+    original = SftTrainer.micro_batch
+
+    def micro_batch(self: SftTrainer, *arguments: Any) -> MicroBatch:
+        makers[-1].add(threading.current_thread().name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(SftTrainer, "micro_batch", micro_batch)
+    for depth in (0, 2):
+        makers.append(set())
+        options = {"epochs": 3, "records_per_step": 3, "tokens_per_micro_batch": 8, "prefetch": depth}
+        result = main(config_for(tokenizer_folder, tmp_path / str(depth), **options), train=CORPUS)
+        assert isinstance(result, TrainingResult)
+        weights.append(result.model.state_dict())
+    assert makers == [{"MainThread"}, {"plaudit-prefetch"}]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_other_held_out_records_are_refused_on_resume(tokenizer_folder: str, tmp_path: Path) -> None:
+    config = config_for(tokenizer_folder, tmp_path, epochs=1)
+    main(config, train=CORPUS, held_out=CORPUS[:3])
+    resume = config.model_copy(update={"resume": True, "epochs": 2.0})
+    for other in (CORPUS[:2], [], [replace(CORPUS[0], completion="no"), *CORPUS[1:3]]):
+        with pytest.raises(ValueError, match="made with other held-out records"):
+            main(resume, train=CORPUS, held_out=other)
+    main(resume, train=CORPUS, held_out=CORPUS[:3])

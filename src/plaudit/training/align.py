@@ -21,6 +21,7 @@ from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training.align_estimate import AlignEstimate, estimate_alignment
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob, fitting_prompts
+from plaudit.training.folder import check_output, prepare_output
 from plaudit.training.messages import say, warn
 from plaudit.training.optimizers import build_optimizer, set_learning_rate
 from plaudit.training.precision import pick_device, threads
@@ -29,7 +30,7 @@ from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, read_run_prompts
 from plaudit.training.results import TrainingResult, count_table, save_whole
 from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
-from plaudit.training.session import Session, check_output, prepare_output, records_hash
+from plaudit.training.session import Session, records_hash
 from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import JsonlTracker, Trackers
 

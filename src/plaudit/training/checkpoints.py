@@ -80,6 +80,11 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.name.removeprefix(PREFIX)), path) for path in found if path.name[len(PREFIX) :].isdigit())
 
 
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether there is a checkpoint in `folder`, damaged ones and one that was just being replaced included."""
+    return any(folder.glob(f"{PREFIX}*")) or any(folder.glob(f"{PARTIAL}old-*"))
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint against its manifest and read it on the CPU with `weights_only=True`.
 

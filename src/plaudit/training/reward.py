@@ -16,6 +16,7 @@ from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.estimates import Estimate, estimate_run
+from plaudit.training.folder import check_output, output_folder
 from plaudit.training.head_fit import fit_head
 from plaudit.training.messages import say
 from plaudit.training.normalisation import ScoreStatistics, normalise_model
@@ -42,7 +43,7 @@ from plaudit.training.results import ENDS, TrainingResult, count_table, save_who
 from plaudit.training.reward_batches import RewardData
 from plaudit.training.reward_trainer import RewardTrainer
 from plaudit.training.run import Run
-from plaudit.training.session import Session, check_output, prepare_output, records_hash
+from plaudit.training.session import Session, records_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,35 +95,35 @@ def main(
             counts["demonstrations"] = demonstration_counts
         if dry_run:
             return _estimate(trainer)
-        processes.from_first(lambda: prepare_output(config))
-        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed, processes=processes)
-        reseed(config.seed, processes.rank)
-        stopped_by = run_steps(trainer, session)
-        statistics, folder, metrics, final = None, None, session.state.evaluation, trainer.model
-        if stopped_by in ENDS:
-            metrics = session.keep_best_weights()
-            statistics = _normalise(trainer, texts)
-            final = trainer.network.whole(trainer.model)
-            folder = _save_model(trainer, final, hashed)
-        final.eval()
-        tie = trainer.objective.tie_parameter
-        result = RewardTrainingResult(
-            output=config.output,
-            model_folder=folder,
-            stopped_by=stopped_by,
-            steps=session.state.step,
-            best_step=session.best.step,
-            tokens=session.state.tokens,
-            seconds=time.perf_counter() - started,
-            metrics=metrics,
-            records=count_table(**counts),
-            model=final,
-            normalisation=statistics,
-            tie_parameter=None if tie is None else tie.item(),
-        )
-        if processes.first:
-            result.write()
-        return result
+        with output_folder(config, processes):
+            session = trainer.session(hashed)
+            reseed(config.seed, processes.rank)
+            stopped_by = run_steps(trainer, session)
+            statistics, folder, metrics, final = None, None, session.state.evaluation, trainer.model
+            if stopped_by in ENDS:
+                metrics = session.keep_best_weights()
+                statistics = _normalise(trainer, texts)
+                final = trainer.network.whole(trainer.model)
+                folder = _save_model(trainer, final, hashed)
+            final.eval()
+            tie = trainer.objective.tie_parameter
+            result = RewardTrainingResult(
+                output=config.output,
+                model_folder=folder,
+                stopped_by=stopped_by,
+                steps=session.state.step,
+                best_step=session.best.step,
+                tokens=session.state.tokens,
+                seconds=time.perf_counter() - started,
+                metrics=metrics,
+                records=count_table(**counts),
+                model=final,
+                normalisation=statistics,
+                tie_parameter=None if tie is None else tie.item(),
+            )
+            if processes.first:
+                result.write()
+            return result
 
 
 def prepare(
@@ -165,7 +166,9 @@ def prepare(
             say(f"reward: head fitted on the untouched backbone, ridge {fitted.ridge:.3g}")
     hashed = records_hash(data.tokenised.records)
     processes.require_same(training_records=hashed)
-    return RewardTrainer(config, model, objective, data, held, processes), hashed, counts
+    trainer = RewardTrainer(config, model, objective, data, held, processes)
+    processes.require_same(held_out_records=trainer.held_out_hash)
+    return trainer, hashed, counts
 
 
 def run_steps(trainer: RewardTrainer, session: Session) -> str:

@@ -20,6 +20,7 @@ from plaudit.training.parallel import Network
 from plaudit.training.precision import autocast
 from plaudit.training.processes import Processes
 from plaudit.training.reward_batches import MicroBatch, RewardData
+from plaudit.training.session import Session, records_hash
 
 HEAD_PREFIXES = ("model.head.", "model.aggregation.", "objective.")
 
@@ -56,6 +57,22 @@ class RewardTrainer:
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.processes.device
+
+    @property
+    def held_out_hash(self) -> str:
+        """SHA-256 of the held-out records: which weights are the best depends on them."""
+        return records_hash([] if self.held_out is None else self.held_out.tokenised.records)
+
+    def session(self, data_hash: str) -> Session:
+        """What is saved of the run and found again."""
+        return Session(
+            self.config,
+            self.trained,
+            self.optimizer,
+            data_hash=data_hash,
+            held_out_hash=self.held_out_hash,
+            processes=self.processes,
+        )
 
     def scores(self, micro: MicroBatch, number: int = 0) -> Tensor:
         """Scores of one pass of a micro-batch, `[P, K]` or `[P, K, A]` in float32, 0 where another pass has the score.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +29,6 @@ from plaudit.training.processes import OtherProcessError, Processes
 from plaudit.training.random_state import random_state, set_random_state
 from plaudit.training.stopping import BestSoFar
 
-RUN_ENTRIES = (
-    *("checkpoints", "model", "metrics.jsonl", "samples.jsonl"),
-    *("configuration.yaml", "result.json", "tensorboard"),
-)
 FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
     | {"quiet", "save_every", "device", "prefetch", "token_cache", "threads", "parallel", "process_timeout"}
@@ -86,6 +81,7 @@ class Session:
         optimizer: torch.optim.Optimizer,
         *,
         data_hash: str,
+        held_out_hash: str = "",
         processes: Processes | None = None,
         parts: Mapping[str, Stateful] | None = None,
     ) -> None:
@@ -96,6 +92,7 @@ class Session:
             trained: everything with weights.
             optimizer: over its trainable parameters.
             data_hash: what the run learns from.
+            held_out_hash: what it is measured on, by which the best checkpoint is chosen.
             processes: who shares the run.
             parts: whatever else has a state of numbers, tensors and strings, by name.
         """
@@ -108,7 +105,7 @@ class Session:
         self.best = BestSoFar()
         if isinstance(config, TrainingConfig):
             self.best = BestSoFar(tolerance=config.tolerance, patience=config.patience)
-        self._identity = {"data": data_hash, "frozen": frozen_hash(trained)}
+        self._identity = {"data": data_hash, "held_out": held_out_hash, "frozen": frozen_hash(trained)}
         self.saved_step = 0
 
     @property
@@ -159,8 +156,9 @@ class Session:
         if checkpoint is None:
             return False
         saved = checkpoint.state
-        for key, meaning in (("data", "training records"), ("frozen", "frozen weights")):
-            if saved["identity"][key] != self._identity[key]:
+        meanings = {"data": "training records", "held_out": "held-out records", "frozen": "frozen weights"}
+        for key, meaning in meanings.items():
+            if saved["identity"].get(key, self._identity[key]) != self._identity[key]:
                 raise ValueError(f"{checkpoint.path}: made with other {meaning}; resume with the same or start afresh")
         self._compare(json.loads(saved["config"]), checkpoint.path)
         load_trainable_state(self.trained, saved["trained"])
@@ -231,33 +229,6 @@ class Session:
             )
         if LENGTH_KEYS & set(changed):
             warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
-
-
-def prepare_output(config: RunConfig) -> None:
-    """Make the run's folder; an older run there is refused, removed or left to be resumed.
-
-    Raises:
-        ValueError: if the folder cannot be one, or holds a run and neither `resume` nor `overwrite` was given.
-    """
-    present = check_output(config)
-    if config.overwrite:
-        for name in present:
-            path = config.output / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    config.output.mkdir(parents=True, exist_ok=True)
-
-
-def check_output(config: RunConfig) -> list[str]:
-    """What of an older run stands in the output folder; raises as `prepare_output`, and changes nothing."""
-    if config.output.exists() and not config.output.is_dir():
-        raise ValueError(f"output: {config.output} is a file; name a folder")
-    present = [name for name in RUN_ENTRIES if (config.output / name).exists()]
-    if present and not (config.resume or config.overwrite):
-        raise ValueError(
-            f"output: {config.output} already holds a run ({', '.join(present)}); go on with it by resume: true, "
-            "throw it away by overwrite: true, or name another folder"
-        )
-    return present
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:

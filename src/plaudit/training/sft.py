@@ -2,19 +2,25 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plaudit.configs.sft import SftConfig
+from plaudit.core.layout import PackedBatch
+from plaudit.data.batching import Step, StepSchedule
+from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Demonstration
 from plaudit.models.aggregation import TokenSpans
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.states import unwrap
 from plaudit.training.estimates import Estimate, estimate_run
+from plaudit.training.folder import check_output, output_folder
 from plaudit.training.messages import say
 from plaudit.training.optimizers import build_optimizer, clip_gradients
 from plaudit.training.parallel import Network
@@ -24,7 +30,22 @@ from plaudit.training.random_state import reseed, seeded
 from plaudit.training.reading import RecordCounts, TokenisedRecords, read_training_demonstrations, tokenise_records
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.run import Run
-from plaudit.training.session import Session, check_output, prepare_output, records_hash
+from plaudit.training.session import Session, records_hash
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Records that go through the network together.
+
+    Attributes:
+        indices: the records.
+        batch: their tokens as one packed row; without records that of the shortest, which counts nothing.
+        weights: of the records, `[P]` float32.
+    """
+
+    indices: tuple[int, ...]
+    batch: PackedBatch
+    weights: Tensor
 
 
 @dataclass
@@ -60,28 +81,53 @@ class SftTrainer:
         """Where this process computes."""
         return self.processes.device
 
-    def loss(self, data: TokenisedRecords[Demonstration], chosen: Sequence[int], token_weight: float) -> Tensor:
+    @property
+    def held_out_hash(self) -> str:
+        """SHA-256 of the held-out records: which weights are the best depends on them."""
+        return records_hash([] if self.held_out is None else self.held_out.records)
+
+    def session(self, data_hash: str) -> Session:
+        """What is saved of the run and found again."""
+        return Session(
+            self.config,
+            self.trained,
+            self.optimizer,
+            data_hash=data_hash,
+            held_out_hash=self.held_out_hash,
+            processes=self.processes,
+        )
+
+    def micro_batch(self, data: TokenisedRecords[Demonstration], chosen: Sequence[int]) -> MicroBatch:
+        """The records of these indices, on this process's device; none where it only keeps the others company."""
+        weights = torch.tensor([data.records[index].weight for index in chosen])
+        batch = data.pack(chosen or [data.shortest])
+        return MicroBatch(tuple(chosen), batch.to(self.device), weights.to(self.device))
+
+    def stream(self, schedule: StepSchedule, start: int, stop: int) -> Iterator[tuple[Step, MicroBatch]]:
+        """The micro-batches of steps `start` to `stop`, each with its step."""
+        for step in schedule.steps(start, stop):
+            for chosen in step.micro_batches:
+                yield step, self.micro_batch(self.train, chosen)
+
+    def loss(self, micro: MicroBatch, token_weight: float) -> Tensor:
         """The share of some records in the mean loss per completion token.
 
         Equation: `-(1/W) Σ_i w_i Σ_t log p(y_it | x_i, y_i<t)`, `W = Σ_i w_i n_i` over the whole step, `n_i` the
         number of completion tokens that something predicts (`predicted_tokens`). Prompt tokens are only read.
 
         Args:
-            data: where the records are.
-            chosen: their indices; none where this process only keeps the others company: the loss is then 0.
+            micro: the records; without any the loss is 0.
             token_weight: `W`.
 
         Returns:
             A scalar in nats, float32.
         """
-        batch = data.pack(chosen or [data.shortest]).to(self.device)
-        weights = torch.tensor([data.records[index].weight for index in chosen], device=self.device)
         with autocast(self.device, self.config.precision):
-            found: tuple[Tensor, TokenSpans] = self.network(batch)
+            found: tuple[Tensor, TokenSpans] = self.network(micro.batch)
         logprobs, spans = found
-        if not chosen:
+        if not micro.indices:
             return 0.0 * logprobs.sum()
-        return -(logprobs * weights[batch.layout.group_index[spans.owner]]).sum() / token_weight
+        return -(logprobs * micro.weights[micro.batch.layout.group_index[spans.owner]]).sum() / token_weight
 
     @torch.no_grad()
     def evaluate(self, data: TokenisedRecords[Demonstration]) -> dict[str, float]:
@@ -92,7 +138,9 @@ class SftTrainer:
         total = sum(token_weights(data))
         self.trained.eval()
         batches = data.micro_batches(self.config.tokens_per_micro_batch)
-        share = sum(self.loss(data, chosen, total).item() for chosen, _ in self.processes.share(batches))
+        share = sum(
+            self.loss(self.micro_batch(data, chosen), total).item() for chosen, _ in self.processes.share(batches)
+        )
         self.trained.train()
         self.network.reshard()
         loss = self.processes.add({"loss": share})["loss"]
@@ -143,33 +191,33 @@ def main(
         trainer, hashed, counts = prepare(config, train, held_out, model, processes)
         if dry_run:
             return _estimate(trainer)
-        processes.from_first(lambda: prepare_output(config))
-        session = Session(config, trainer.trained, trainer.optimizer, data_hash=hashed, processes=processes)
-        reseed(config.seed, processes.rank)
-        stopped_by = run_steps(trainer, session)
-        folder, metrics, final = None, session.state.evaluation, trainer.model
-        if stopped_by in ENDS:
-            metrics = session.keep_best_weights()
-            final = trainer.network.whole(trainer.model)
-            folder = processes.from_first(lambda: save_whole(final.save_pretrained, config.output / "model"))
-            if not config.quiet:
-                say(f"sft: saved {folder}")
-        final.eval()
-        result = TrainingResult(
-            output=config.output,
-            model_folder=folder,
-            stopped_by=stopped_by,
-            steps=session.state.step,
-            best_step=session.best.step,
-            tokens=session.state.tokens,
-            seconds=time.perf_counter() - started,
-            metrics=metrics,
-            records=count_table(**counts),
-            model=final,
-        )
-        if processes.first:
-            result.write()
-        return result
+        with output_folder(config, processes):
+            session = trainer.session(hashed)
+            reseed(config.seed, processes.rank)
+            stopped_by = run_steps(trainer, session)
+            folder, metrics, final = None, session.state.evaluation, trainer.model
+            if stopped_by in ENDS:
+                metrics = session.keep_best_weights()
+                final = trainer.network.whole(trainer.model)
+                folder = processes.from_first(lambda: save_whole(final.save_pretrained, config.output / "model"))
+                if not config.quiet:
+                    say(f"sft: saved {folder}")
+            final.eval()
+            result = TrainingResult(
+                output=config.output,
+                model_folder=folder,
+                stopped_by=stopped_by,
+                steps=session.state.step,
+                best_step=session.best.step,
+                tokens=session.state.tokens,
+                seconds=time.perf_counter() - started,
+                metrics=metrics,
+                records=count_table(**counts),
+                model=final,
+            )
+            if processes.first:
+                result.write()
+            return result
 
 
 def prepare(
@@ -199,7 +247,9 @@ def prepare(
         held = _tokenise(config, model, split.held_out, split.held_out_counts, "held-out demonstration")
     hashed = records_hash(data.records)
     processes.require_same(training_records=hashed)
-    return SftTrainer(config, model, data, held, processes), hashed, counts
+    trainer = SftTrainer(config, model, data, held, processes)
+    processes.require_same(held_out_records=trainer.held_out_hash)
+    return trainer, hashed, counts
 
 
 def run_steps(trainer: SftTrainer, session: Session) -> str:
@@ -210,18 +260,19 @@ def run_steps(trainer: SftTrainer, session: Session) -> str:
     evaluates = trainer.held_out is not None
     run = Run(config, session, steps_per_epoch=schedule.steps_per_epoch, evaluates=evaluates, label="sft")
     trainer.trained.train()
-    with run:
-        for step in schedule.steps(run.state.step, run.total_steps):
+    batches = trainer.stream(schedule, run.state.step, run.total_steps)
+    with run, prefetched(batches, config.prefetch) as stream:
+        for step, micro_batches in groupby(stream, key=itemgetter(0)):
             if run.finished:
                 break
             run.begin_step()
             trainer.network.begin_step(len(step.micro_batches))
             token_weight = sum(weights[index] for index in step.indices)
             losses: list[Tensor] = []
-            for chosen in step.micro_batches:
+            for _, micro in micro_batches:
                 if run.stopping:
                     return run.break_off()
-                loss = trainer.loss(train, chosen, token_weight)
+                loss = trainer.loss(micro, token_weight)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
             norm = clip_gradients(trainer.trained.parameters(), config.optimizer.max_gradient_norm)
@@ -262,7 +313,7 @@ def _estimate(trainer: SftTrainer) -> Estimate:
     estimate = estimate_run(
         trainer.config,
         trainer.trained,
-        lambda chosen: trainer.loss(trainer.train, chosen, 1.0),
+        lambda chosen: trainer.loss(trainer.micro_batch(trainer.train, chosen), 1.0),
         micro_batches=first.micro_batches,
         lengths=trainer.train.lengths,
         held_out_lengths=[] if trainer.held_out is None else trainer.held_out.lengths,
