@@ -1,0 +1,83 @@
+"""Direct preference optimisation: a policy's own log-probabilities as rewards of the Bradley-Terry model."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from plaudit.core.reduction import Metrics, expect_shape
+
+
+def implicit_rewards(logprobs: Tensor, reference_logprobs: Tensor, *, coefficient: float) -> Tensor:
+    """`r̂(x, y) = β log π_θ(y|x) / π_ref(y|x)`: the reward, up to a constant per prompt, whose optimum is `π_θ`.
+
+    Source: Rafailov et al., "Direct preference optimization" (arXiv:2305.18290), equation 5.
+
+    Args:
+        logprobs: any shape, log-probability of each whole answer under the policy.
+        reference_logprobs: the same shape, under the reference; gradients into them are cut.
+        coefficient: scalar `β`, positive.
+
+    Returns:
+        the same shape.
+
+    Raises:
+        ValueError: if shapes differ or `β` is not positive.
+    """
+    if not coefficient > 0:
+        raise ValueError(f"the coefficient of DPO must be positive, got {coefficient}")
+    expect_shape("reference_logprobs", reference_logprobs, tuple(logprobs.shape))
+    return coefficient * (logprobs - reference_logprobs.detach())
+
+
+def dpo_loss(
+    first_logprobs: Tensor,
+    second_logprobs: Tensor,
+    reference_first_logprobs: Tensor,
+    reference_second_logprobs: Tensor,
+    *,
+    coefficient: float,
+    preference: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Metrics]:
+    """`ℓ = -q log σ(r̂_1 - r̂_2) - (1 - q) log σ(r̂_2 - r̂_1)`, `r̂ = β log π_θ/π_ref`, averaged over pairs.
+
+    `q` is 1 for a pair whose first answer was chosen; `1 - ε` is label smoothing (cDPO). With the true Bradley-Terry
+    probabilities of all pairs as `q`, the minimum is `π* ∝ π_ref exp(r/β)`, whatever the positive weights.
+    Source: Rafailov et al., arXiv:2305.18290, equation 7.
+
+    Args:
+        first_logprobs, second_logprobs: `[P]`, of whole answers (chosen and rejected), under the policy.
+        reference_first_logprobs, reference_second_logprobs: `[P]`, under the reference.
+        coefficient: scalar `β`, positive.
+        preference: `q [P]` in [0, 1], the probability that the first is preferred; None for 1.
+        weights: `[P]`, not negative, or None for 1 each.
+
+    Returns:
+        the scalar loss, and the metrics `accuracy` (equal rewards count half), `margin` (mean of `r̂_1 - r̂_2`),
+        `reward_first`, `reward_second`.
+
+    Raises:
+        ValueError: for shapes that are not `[P]`, probabilities outside [0, 1], or a `β` that is not positive.
+    """
+    if first_logprobs.ndim != 1:
+        raise ValueError(f"log-probabilities of pairs must be [P], got {tuple(first_logprobs.shape)}")
+    shape = tuple(first_logprobs.shape)
+    expect_shape("second_logprobs", second_logprobs, shape)
+    first = implicit_rewards(first_logprobs, reference_first_logprobs, coefficient=coefficient)
+    second = implicit_rewards(second_logprobs, reference_second_logprobs, coefficient=coefficient)
+    margin = first - second
+    preference = torch.ones_like(margin) if preference is None else preference
+    weights = torch.ones_like(margin) if weights is None else weights
+    expect_shape("preference", preference, shape)
+    expect_shape("weights", weights, shape)
+    if bool(((preference < 0) | (preference > 1)).any()):
+        raise ValueError("preferences are probabilities of the first answer and must lie in [0, 1]")
+    per_pair = -preference * logsigmoid(margin) - (1 - preference) * logsigmoid(-margin)
+    total = weights.sum()
+    loss = (weights * per_pair).sum() / torch.where(total == 0, torch.ones_like(total), total)
+    return loss, {
+        "accuracy": ((margin.detach().sign() + 1) / 2).mean(),
+        "margin": margin.detach().mean(),
+        "reward_first": first.detach().mean(),
+        "reward_second": second.detach().mean(),
+    }
