@@ -2,25 +2,22 @@
 
     python benchmarks/generation.py                     # the grid: K 1, 8; prompts of 16, 128, 512; 16, 128 new tokens
     python benchmarks/generation.py --headline          # 8 prompts of 125 tokens, 8 samples, 64 new tokens
-    python benchmarks/generation.py --output runs/generation.json
+    python benchmarks/generation.py --clock processor   # on a machine that others use: seconds of the processor
 
 Both sample at temperature 1 from the same weights, without an end token, so that both make the same number of tokens.
-The two take turns; the figure is the median over `--repeats` turns, and beside it the best turn, which is what a
-machine that others use as well would give alone.
+The two take turns; the figures are medians over `--repeats` turns, the ratio that of what was measured side by side.
+The rows go into `benchmarks/results/generation.json`, from which `benchmarks/report.py` fills `docs/benchmarks.md`.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from common import alternate, median_ratio, save
+
 import torch
-import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,6 +29,8 @@ from plaudit.rollout.generate import generate
 
 VOCABULARY = 8192
 GRID = [(samples, prompt, new) for samples in (1, 8) for prompt in (16, 128, 512) for new in (16, 128)]
+HEADLINE = (8, 125, 64)
+"""Samples, tokens of a prompt, new tokens."""
 
 
 def build_model() -> LlamaForCausalLM:
@@ -81,54 +80,48 @@ def contenders(
     return {"plaudit": plaudit, "transformers": peer}
 
 
-def compare(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
-    """Tokens per second of each way: median and best over turns that alternate, after one turn that is not counted."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            tokens = way()
-            if turn:
-                rates[name].append(tokens / (time.perf_counter() - start))
-    result = {name: statistics.median(found) for name, found in rates.items()}
-    result |= {f"{name}_best": max(found) for name, found in rates.items()}
-    result["ratio"] = result["plaudit"] / result["transformers"]
-    result["ratio_best"] = result["plaudit_best"] / result["transformers_best"]
-    return result
+def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of the page: tokens per second of both, and how many times as many."""
+    return [
+        {
+            "answers K": found["samples"],
+            "prompt": found["prompt"],
+            "new tokens": found["new"],
+            "plaudit, tokens/s": round(found["plaudit"]),
+            "transformers, tokens/s": round(found["transformers"]),
+            "times as many": found["ratio"],
+        }
+        for found in results
+    ]
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, print a table and save it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--headline", action="store_true", help="only 8 prompts of 125 tokens, K 8, 64 new tokens")
     parser.add_argument("--prompts", type=int, default=8, help="prompts in one call")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--output", type=Path, default=None, help="write the rows as JSON")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="whose seconds count")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.clock == "processor" else time.perf_counter
     plain, tokenizer = build_model(), build_tokenizer()
     ours = CausalLM(build_model(), tokenizer).eval()
     assert ours.model.config._attn_implementation == PACKED_ATTENTION  # type: ignore[union-attr]
-    cases = [(8, 125, 64)] if arguments.headline else GRID
-    threads = f"{arguments.threads} thread{'s' * (arguments.threads > 1)} of {os.cpu_count()} cores"
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {threads}")
-    print(f"{arguments.prompts} prompts; tokens/s, median of {arguments.repeats} (best)")
-    rows = []
-    for samples, length, new in cases:
+    results = []
+    for samples, length, new in [HEADLINE] if arguments.headline else [*GRID, HEADLINE]:
         ways = contenders(plain, ours, arguments.prompts, length, samples, new)
-        found = compare(ways, arguments.repeats)
-        rows.append({"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts, **found})
-        print(
-            f"K {samples}  prompt {length:3}  new {new:3}"
-            f"   plaudit {found['plaudit']:7.0f} ({found['plaudit_best']:7.0f})"
-            f"   transformers {found['transformers']:7.0f} ({found['transformers_best']:7.0f})"
-            f"   x{found['ratio']:.2f} (x{found['ratio_best']:.2f})",
-            flush=True,
-        )
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        seconds = alternate(ways, arguments.repeats, clock=clock)
+        tokens = arguments.prompts * samples * new
+        found: dict[str, Any] = {"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts}
+        found |= {name: tokens / statistics.median(each) for name, each in seconds.items()}
+        found |= {"ratio": median_ratio(seconds["transformers"], seconds["plaudit"]), "seconds": seconds}
+        results.append(found)
+        print("   ".join(f"{name} {value:,.2f}" for name, value in rows([found])[0].items()), flush=True)
+    if not arguments.headline:
+        command = f"python benchmarks/generation.py --repeats {arguments.repeats} --clock {arguments.clock}"
+        print(f"saved {save('generation', command, results)}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from plaudit.configs.generation import SamplingConfig
+from plaudit.models.causal_lm import CausalLM
 from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
 from plaudit.rollout.decoding import SharedPrefixDecoder
+from plaudit.rollout.generate import generate
+from plaudit.rollout.lean import lean_step
 from plaudit.rollout.paths import decoding_fault, decoding_path
 from plaudit.rollout.rows import RowsDecoder
-from tests.models.conftest import tiny_base
+from tests.models.conftest import tiny_base, word_tokenizer
 from tests.rollout.language_models import DECODERS, random_prompts, tiny_lm
 
 
@@ -48,6 +53,64 @@ def test_equals_the_plain_forward(name: str) -> None:
     # Ragged prompts, windows shorter than the text, prompts of which some, then all rows leave.
     assert follow(base, decoder, prompts, {2: [1, 4], 4: [0, 1], 5: [2]}, 7) < 2e-5
     assert sorted(decoder.rows) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen2-window", "qwen3", "mistral-window"])
+def test_the_lean_step_equals_the_plain_forward(name: str) -> None:
+    base = base_of(name)
+    prompts = random_prompts((9, 3, 6))
+    lean = lean_step(base)
+    assert lean is not None
+    decoder = SharedPrefixDecoder(base, prompts, 3, lean=lean)
+    assert follow(base, decoder, prompts, {2: [1, 4], 4: [0, 1], 5: [2]}, 7) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+        ("qwen3", {"attention_bias": True, "head_dim": 8}),
+        ("mistral", {"head_dim": 8, "num_key_value_heads": 1}),
+    ],
+)
+def test_the_lean_step_knows_the_options_of_its_architectures(model_type: str, change: dict[str, Any]) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    torch.manual_seed(0)
+    hub = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(sizes | change)))
+    with torch.no_grad():
+        for parameter in hub.parameters():
+            parameter.normal_(std=0.2)
+    base = CausalLM(hub.eval(), word_tokenizer()).base
+    lean = lean_step(base)
+    assert lean is not None
+    prompts = random_prompts((9, 3, 6))
+    assert follow(base, SharedPrefixDecoder(base, prompts, 3, lean=lean), prompts, {2: [1, 4]}, 5) < 2e-5
+
+
+def test_the_lean_step_of_large_matrices_leaves_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.rollout.lean._FUSE_BELOW", 0)
+    base, prompts = base_of("qwen2"), random_prompts((9, 3))
+    assert follow(base, SharedPrefixDecoder(base, prompts, 2, lean=lean_step(base)), prompts, {}, 3) < 2e-5
+
+
+def test_what_has_no_lean_step() -> None:
+    assert lean_step(base_of("gpt2")) is None
+    hooked, replaced = tiny_lm(), tiny_lm()
+    assert lean_step(hooked.base) is not None
+    assert decoding_path(hooked) == "lean"
+    handle = hooked.base.layers[0].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert lean_step(hooked.base) is None
+    # A model whose hooks came after its first answers answers with them.
+    prompts = random_prompts((4,))
+    sampling = SamplingConfig(method="greedy", max_new_tokens=3)
+    logprobs = generate(hooked, hooked.tokenizer, prompts, sampling=sampling).logprobs
+    handle.remove()
+    assert generate(hooked, hooked.tokenizer, prompts, sampling=sampling).logprobs != logprobs
+    mlp = replaced.base.layers[0].mlp
+    mlp.forward = mlp.forward
+    assert lean_step(replaced.base) is None
 
 
 def test_room_grows_and_prompts_are_stored_once() -> None:
@@ -89,7 +152,8 @@ def test_plain_rows(cached: bool) -> None:
 
 
 def test_paths(caplog: pytest.LogCaptureFixture) -> None:
-    assert decoding_path(tiny_lm()) == "shared"
+    assert decoding_path(tiny_lm()) == "lean"
+    assert decoding_path(tiny_lm("gpt2")) == "shared"
     assert not caplog.records
     assert decoding_path(tiny_lm(attn_implementation="padded")) == "cached"
     assert "its own copy of the prompt" in caplog.text

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from plaudit.core.layout import PackedLayout
 from plaudit.models.packed_attention import BACKENDS, PackedAttention
 from plaudit.models.states import num_attention_layers, position_offset, takes_argument
+from plaudit.rollout.lean import LeanStep
 
 _FIRST_CAPACITY = 64
 
@@ -28,13 +29,21 @@ class SharedPrefixDecoder:
         steps: tokens of each row that have been read.
     """
 
-    def __init__(self, base: nn.Module, prompts: Sequence[Sequence[int]], samples_per_prompt: int) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        *,
+        lean: LeanStep | None = None,
+    ) -> None:
         """Prepare; nothing is computed yet.
 
         Args:
             base: a transformers base model that uses packed attention, see `plaudit.models.probe`.
             prompts: `P` lists of token ids, none empty.
             samples_per_prompt: rows of each prompt; row `p · K + k` is sample `k` of prompt `p`.
+            lean: the model's `plaudit.rollout.lean.lean_step`, which steps then take instead of its modules; or None.
 
         Raises:
             ValueError: if there is no prompt, or one has no token.
@@ -42,6 +51,7 @@ class SharedPrefixDecoder:
         if not prompts or not all(prompts):
             raise ValueError("generation needs at least one prompt, and every prompt at least one token")
         self._base = base
+        self._lean = lean
         self._prompts = [list(prompt) for prompt in prompts]
         self._device = next(base.parameters()).device
         self._offset = position_offset(base)
@@ -207,16 +217,19 @@ class SharedPrefixDecoder:
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         self._layer = 0
-        output = self._base(
-            input_ids=ids[None],
-            attention_mask=self._no_mask,
-            position_ids=positions[None] + self._offset,
-            decoding=self,
-            **self._options,
-        )
+        if self._lean is not None and self._prefilling is None:
+            states: Tensor = self._lean(ids, positions, self.attend)
+        else:
+            output = self._base(
+                input_ids=ids[None],
+                attention_mask=self._no_mask,
+                position_ids=positions[None] + self._offset,
+                decoding=self,
+                **self._options,
+            )
+            states = output.last_hidden_state[0]
         if self._layer != self._layers:
             raise RuntimeError(f"attention was called {self._layer} times in {self._layers} layers")
-        states: Tensor = output.last_hidden_state[0]
         return states
 
     def _as_prompts(self, tensor: Tensor) -> Tensor:

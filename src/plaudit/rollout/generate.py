@@ -12,9 +12,7 @@ from plaudit.configs.generation import SamplingConfig
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.causal_lm import CausalLM
 from plaudit.rollout.beam import beam_search
-from plaudit.rollout.decoding import SharedPrefixDecoder
-from plaudit.rollout.paths import decoding_path
-from plaudit.rollout.rows import RowsDecoder
+from plaudit.rollout.paths import SHARING, decoding_path, open_decoder
 from plaudit.rollout.sampling import draw, row_uniforms
 from plaudit.rollout.stopping import StopStrings, decode
 
@@ -144,8 +142,8 @@ def generate(
     answers: dict[int, list[tuple[list[int], list[float], list[float], bool, float | None]]] = {}
     with _evaluating(model):
         path = decoding_path(model)
-        for batch in _batches(prompts, rows_per_prompt, max_rows, ragged=path == "shared"):
-            decoder = open_decoder(model, [prompts[place] for place in batch], rows_per_prompt, path)
+        for batch in _batches(prompts, rows_per_prompt, max_rows, ragged=path in SHARING):
+            decoder = open_decoder(model.base, [prompts[place] for place in batch], rows_per_prompt, path)
             end_ids = end_ids.to(next(model.parameters()).device)
             if beams:
                 found = beam_search(decoder, _Head(model), end_ids, sampling, samples_per_prompt)
@@ -162,13 +160,6 @@ def generate(
 def strip_padding(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
     """Padded prompts `[P, T]` and their mask `[P, T]` (1 or True counts), padded on either side, as lists of ids."""
     return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
-
-
-def open_decoder(model: CausalLM, prompts: list[list[int]], rows_per_prompt: int, path: str) -> Decoder:
-    """The decoder of that path (see `plaudit.rollout.paths.decoding_path`) for these prompts."""
-    if path == "shared":
-        return SharedPrefixDecoder(model.base, prompts, rows_per_prompt)
-    return RowsDecoder(model.base, prompts, rows_per_prompt, cached=path == "cached")
 
 
 class _Head:

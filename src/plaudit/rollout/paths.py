@@ -10,9 +10,13 @@ from plaudit.models.causal_lm import CausalLM
 from plaudit.models.probe import tiny_twin
 from plaudit.models.states import takes_argument, unwrap
 from plaudit.rollout.decoding import SharedPrefixDecoder
+from plaudit.rollout.lean import lean_step
 from plaudit.rollout.rows import RowsDecoder
 
 logger = logging.getLogger(__name__)
+
+SHARING = ("lean", "shared")
+"""The paths that keep one copy of a prompt, fastest first."""
 
 _verdicts: dict[str, str | None] = {}
 _FAULTS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError)
@@ -22,8 +26,9 @@ def decoding_path(model: CausalLM) -> str:
     """How this model decodes; found out at its first call and logged where it is not the fast way.
 
     Returns:
-        `shared` (one copy of a prompt's keys and values), `cached` (rows with the model's own cache) or `plain` (the
-        whole text is read for every token).
+        `shared` (one copy of a prompt's keys and values), `lean` (the same with few operations in a step, see
+        `plaudit.rollout.lean`), `cached` (rows with the model's own cache) or `plain` (the whole text is read for every
+        token).
     """
     found = getattr(model, "_decoding_path", None)
     if found is None:
@@ -38,11 +43,13 @@ def _choose(model: CausalLM) -> str:
     exact = next(model.parameters()).dtype == torch.float32
     tolerance = 1e-4 if exact else 0.1
     vocabulary = min(1000, model.head[0].shape[0])
-    fault = "the model takes plain rows" if not model.packed else twin_fault(model.base)
-    if fault is None:
-        fault = decoding_fault(model.base, "shared", tolerance, vocabulary)
-    if fault is None:
-        return "shared"
+    fault: str | None = "the model takes plain rows"
+    for path in SHARING if model.packed else ():
+        if path == "lean" and lean_step(model.base) is None:
+            continue
+        fault = twin_fault(model.base, path) or decoding_fault(model.base, path, tolerance, vocabulary)
+        if fault is None:
+            return path
     slow = decoding_fault(model.base, "cached", tolerance, vocabulary)
     if slow is None:
         logger.warning("%s: every row keeps its own copy of the prompt while decoding, because %s", name, fault)
@@ -51,17 +58,27 @@ def _choose(model: CausalLM) -> str:
     return "plain"
 
 
-def twin_fault(base: nn.Module) -> str | None:
-    """The probe on a tiny twin whose window is shorter than the texts, remembered by configuration."""
+def open_decoder(
+    base: nn.Module, prompts: list[list[int]], rows_per_prompt: int, path: str
+) -> SharedPrefixDecoder | RowsDecoder:
+    """The decoder of a path (see `decoding_path`) for these prompts."""
+    if path in SHARING:
+        # Asked again: adapters or hooks may have come since the path was chosen, and modules serve those.
+        return SharedPrefixDecoder(base, prompts, rows_per_prompt, lean=lean_step(base) if path == "lean" else None)
+    return RowsDecoder(base, prompts, rows_per_prompt, cached=path == "cached")
+
+
+def twin_fault(base: nn.Module, path: str) -> str | None:
+    """The probe of a path on a tiny twin whose window is shorter than the texts, remembered by configuration."""
     config = unwrap(base).config
-    key = json.dumps(config.to_dict(), sort_keys=True, default=str)  # type: ignore[operator, union-attr]
+    key = path + json.dumps(config.to_dict(), sort_keys=True, default=str)  # type: ignore[operator, union-attr]
     if key not in _verdicts:
         try:
             twin = tiny_twin(config)
         except (*_FAULTS, AssertionError) as error:
             _verdicts[key] = f"no twin could be built ({type(error).__name__}: {error})"
         else:
-            _verdicts[key] = decoding_fault(twin, "shared", 1e-5, 64)
+            _verdicts[key] = decoding_fault(twin, path, 1e-5, 64)
     return _verdicts[key]
 
 
@@ -71,7 +88,7 @@ def decoding_fault(base: nn.Module, path: str, tolerance: float, vocabulary: int
 
     Args:
         base: a base model, in evaluation mode.
-        path: `shared` or `cached`.
+        path: `lean`, `shared` or `cached`, see `decoding_path`.
         tolerance: largest difference allowed, as a share of the largest state.
         vocabulary: ids are drawn below it.
 
@@ -79,7 +96,7 @@ def decoding_fault(base: nn.Module, path: str, tolerance: float, vocabulary: int
         None where they agree, otherwise what was wrong.
     """
     generator = torch.Generator().manual_seed(0)
-    shared = path == "shared"
+    shared = path in SHARING
 
     def ids(count: int) -> list[int]:
         return torch.randint(min(3, vocabulary - 1), vocabulary, (count,), generator=generator).tolist()
@@ -89,7 +106,7 @@ def decoding_fault(base: nn.Module, path: str, tolerance: float, vocabulary: int
     found: list[Tensor] = []
     texts: list[list[int]] = []
     try:
-        decoder = SharedPrefixDecoder(base, prompts, 2) if shared else RowsDecoder(base, prompts, 2)
+        decoder = open_decoder(base, prompts, 2, path)
         found += list(decoder.prefill())
         texts += prompts
         rows = [list(prompts[prompt]) for prompt in decoder.rows]
