@@ -13,7 +13,7 @@ def best_of_n_kl(n: int) -> float:
     """`log n − (n − 1)/n` nats: the divergence of the best of `n` from the sampler, at most.
 
     Exact where no two answers have the same reward (Stiennon et al. 2020, appendix G.3), else an upper bound
-    (Beirami et al. 2024, arXiv:2401.01879, theorem 3.1).
+    (Beirami et al. 2024, arXiv:2401.01879).
 
     Raises:
         ValueError: if `n` is below 1.

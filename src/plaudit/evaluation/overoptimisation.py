@@ -7,7 +7,7 @@
 
 `R` is the reward minus that of the starting model, so that `R(0) = 0`. Both are linear in `(α, β)`: the fit is plain
 least squares with one solution. Source: Gao, Schulman, Hilton 2022, "Scaling laws for reward model overoptimization",
-arXiv:2210.10760, equations 1 and 2 (there `d` is the square root of the divergence from the starting policy, in nats).
+arXiv:2210.10760 (there `d` is the square root of the divergence from the starting policy, in nats).
 """
 
 import math

@@ -207,7 +207,9 @@ def compare_policies(
     evaluations = []
     for name, scored in policies.items():
         found = _statistics(scored, start, clusters, shown, options)
-        gaps = {f"difference/{key}": difference(found[key], own[key]) for key in found if key in own}
+        # A divergence is a difference already.
+        both = [key for key in found if key in own and not key.startswith("kl")]
+        gaps = {f"difference/{key}": difference(found[key], own[key]) for key in both}
         metrics, draws = _estimate({**found, **gaps}, clusters, options)
         differences = {key.removeprefix("difference/"): metrics.pop(key) for key in gaps}
         evaluations.append(PolicyEvaluation(name, metrics, differences, draws))
@@ -252,7 +254,7 @@ def _best_of_points(
     """The starting model's favourites of 1, 2, 4, … answers by the proxy, measured by the proxy and by gold."""
     if proxy is None or options.best_of < 1:
         return []
-    names = [proxy] if gold in (None, proxy) else [proxy, str(gold)]
+    names = [proxy] if gold in (None, proxy) else [str(gold), proxy]
     tables = dict(zip(names, joint([start.rewards[name] for name in names]), strict=True))
     largest = int(np.max((~np.isnan(tables[proxy])).sum(1), initial=0))
     found: dict[str, Statistic] = {}

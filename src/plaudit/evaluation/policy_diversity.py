@@ -15,7 +15,7 @@ def distinct_n(answers: Sequence[Sequence[str]], n: int) -> float:
 
     It falls as answers get longer or more: compare at equal numbers of answers, and look at the length beside it.
 
-    Source: Li et al. 2016, arXiv:1510.03055, section 5.
+    Source: Li et al. 2016, arXiv:1510.03055.
 
     Args:
         answers: words of each answer.

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from plaudit.data.pages import COLOURS, GRID, INK, new_figure
 from plaudit.evaluation.metrics import FloatArray
-from plaudit.evaluation.overoptimisation import curve
+from plaudit.evaluation.overoptimisation import curve, distance_of
 from plaudit.evaluation.plots import Plot, colour, error_bar, legend
 from plaudit.evaluation.policy_compare import BEST_OF_N, FrontierPoint, PolicyComparison, Scored
 from plaudit.rewards.text import length
@@ -101,8 +101,20 @@ def _draw_run(
     values = np.array([gain.value for gain in gains])
     spread = [np.array([getattr(gain, end) for gain in gains]) for end in ("low", "high")]
     bars = [np.nan_to_num(np.maximum(values - spread[0], 0)), np.nan_to_num(np.maximum(spread[1] - values, 0))]
+    ends = [distance_of(np.array([getattr(point.kl, end) for point in points])) for end in ("low", "high")]
+    reach = [np.nan_to_num(np.maximum(distance - ends[0], 0)), np.nan_to_num(np.maximum(ends[1] - distance, 0))]
     mark = "s" if run == BEST_OF_N else "o"
-    axes.errorbar(distance, values, yerr=bars, fmt=mark, color=shade, markersize=5, linewidth=1.4, label=run)
+    axes.errorbar(
+        distance,
+        values,
+        yerr=bars,
+        xerr=None if run == BEST_OF_N else reach,
+        fmt=mark,
+        color=shade,
+        markersize=5,
+        linewidth=1.4,
+        label=run,
+    )
     fitted = comparison.fits.get((run, reward))
     if fitted is None:
         if run == BEST_OF_N:

@@ -35,6 +35,20 @@ class SideBySide:
     rewards: Mapping[str, tuple[float | None, ...]]
 
 
+LABELS = {
+    "win_rate_same_length": "win rate at equal length",
+    "kl": "KL",
+    "kl_k3": "KL by k3",
+    "kl_per_token": "KL per token",
+    "kl_k3_per_token": "KL per token by k3",
+    "self_bleu": "self-BLEU",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+}
+"""Metrics as they are written for people, where that is more than the name without underscores."""
+
+
 def unit(metric: str) -> str:
     """The kind of number that a metric is, for `number`, `interval` and `cell`: shares are read in percent."""
     return "share" if metric.partition("/")[0] in SHARES else ""
@@ -137,7 +151,7 @@ def metric_section(comparison: PolicyComparison) -> Section:
         kind, _, reward = name.partition("/")
         meaning, better = METRICS[kind]
         arrow = {True: " ↑", False: " ↓", None: ""}[better]
-        label = f"{kind.replace('_', ' ')}{f' by {reward}' if reward else ''}{arrow}"
+        label = f"{LABELS.get(kind, kind.replace('_', ' '))}{f' by {reward}' if reward else ''}{arrow}"
         head = Markup('{}<br><span class="note" style="font-size:.82em">{}</span>').format(label, meaning)
         rows.append((head, *(_both(evaluation, name) for evaluation in everything)))
     columns = ("", *(evaluation.name for evaluation in everything))
@@ -156,7 +170,7 @@ def _both(evaluation: PolicyEvaluation, name: str) -> Markup | str:
     kind = unit(name)
     shown = cell(found, kind)
     gap = evaluation.differences.get(name)
-    if gap is None or math.isnan(gap.value):
+    if gap is None or math.isnan(gap.value) or gap.value == gap.low == gap.high == 0:
         return shown
     bounds = interval(gap, kind, signed=True)
     text = f"{number(gap.value, kind, signed=True)}{f' ({bounds})' if bounds else ''}"

@@ -102,7 +102,7 @@ def same_length_win_rate(
     with ties as half a win; the result is `σ(a)`. On resampled clusters the fit is redone by one Newton step from the
     whole sample's. Undefined (nan) where one side always wins, or length alone tells who does.
 
-    Source: Dubois et al. 2024, "Length-controlled AlpacaEval", arXiv:2404.04475, equation 1, without its terms for
+    Source: Dubois et al. 2024, "Length-controlled AlpacaEval", arXiv:2404.04475, without its terms for
     single prompts.
 
     Args:
