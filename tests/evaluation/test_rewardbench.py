@@ -1,5 +1,7 @@
 """The benchmark's rules against numbers worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,54 @@ def test_version_2_final_score_is_the_plain_mean():
 def test_wrong_files_are_refused(version, comparison, scores, message):
     with pytest.raises(ValueError, match=message):
         rewardbench(version, [comparison], [scores])
+
+
+def test_intervals_redraw_whole_prompts():
+    """Two records of each of 30 prompts, always alike: half as much is known as from 60 prompts."""
+    rng = np.random.default_rng(0)
+    wins = rng.random(30) < 0.7
+    twice = [pair("hep-go", id=str(index)) for index in range(60)]
+    twice = [replace(each, prompt=f"q{index // 2}") for index, each in enumerate(twice)]
+    scores = [[1.0, 0.0] if wins[index // 2] else [0.0, 1.0] for index in range(60)]
+    options = {"resamples": 4000, "seed": 3}
+    clustered = rewardbench_1(twice, scores, **options).intervals["hep-go"]
+    apart = rewardbench_1(twice, scores, cluster_by="record", **options).intervals["hep-go"]
+    share = wins.mean()
+    for (low, high), count in ((clustered, 30), (apart, 60)):
+        # The percentile interval of a binomial share.
+        expected = np.quantile(rng.binomial(count, share, 200_000) / count, [0.025, 0.975], method="inverted_cdf")
+        assert (low, high) == pytest.approx(tuple(expected), abs=1 / count + 1e-9)
+    assert clustered[1] - clustered[0] > 1.25 * (apart[1] - apart[0])
+    assert not rewardbench_1(twice, scores).intervals
+
+
+def test_intervals_of_ties_redraw_a_prompt_with_both_of_its_forms():
+    """Every prompt has `ref` right and `tied` wrong, or both right: parts move together, whatever is drawn."""
+    comparisons, scores = [], []
+    for number in range(12):
+        comparisons += [ties(f"ref:{number}", 1, 1), ties(f"tied:{number}", 2, 1)]
+        scores += [[1.0, 0.0] if number % 2 else [0.0, 1.0], [9.0, 9.0, 1.0] if number % 2 else [9.0, 9.0, 10.0]]
+    found = rewardbench_2(comparisons, scores, resamples=500)
+    low, high = found.intervals["Ties"]
+    # The score of a draw is the share of odd numbers times 1.01, less 0.01 for each even one.
+    shares = np.arange(13) / 12
+    possible = 1.01 * shares - 0.01 * (1 - shares)
+    assert min(abs(possible - low)) < 1e-12
+    assert min(abs(possible - high)) < 1e-12
+    assert low < found.subsets["Ties"][0] < high
+    assert "score" not in found.intervals
+
+
+def test_intervals_of_sections_and_of_the_final_score_hold_them():
+    names = [name for subsets in SECTIONS.values() for name in subsets]
+    comparisons = [replace(pair(name), prompt=f"{name} {n}") for name in names for n in range(8)]
+    rng = np.random.default_rng(1)
+    scores = [[float(value), 0.5] for value in rng.random(len(comparisons))]
+    found = rewardbench(1, comparisons, scores, resamples=300)
+    for name, value in [("score", found.score), *found.sections.items()]:
+        low, high = found.intervals[name]
+        assert low < value < high
+    low, high = found.intervals["score"]
+    # Four independent sections: narrower than each of them.
+    assert all(high - low < b - a for name in found.sections for a, b in [found.intervals[name]])
+    assert len(found.intervals) == 23 + 4 + 1

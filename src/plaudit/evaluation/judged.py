@@ -94,7 +94,7 @@ def judge(
     """
     if not comparisons:
         raise ValueError("there is no comparison to evaluate on")
-    clusters, names = _clusters(comparisons, cluster_by)
+    clusters, names = cluster_numbers(comparisons, cluster_by)
     offsets = np.concatenate([[0], np.cumsum([len(c.completions) for c in comparisons])]).astype(np.int64)
     record: list[int] = []
     pairs: list[tuple[int, int]] = []
@@ -168,8 +168,14 @@ def gap_kind(comparison: Comparison) -> str | None:
             return None
 
 
-def _clusters(comparisons: Sequence[Comparison], cluster_by: ClusterBy) -> tuple[IntArray, str]:
-    """Clusters are split keys: what a split keeps together is also redrawn together."""
+def cluster_numbers(comparisons: Sequence[Comparison], cluster_by: ClusterBy = "auto") -> tuple[IntArray, str]:
+    """The cluster of each record, `[N]` from 0, and what a cluster is, in a word.
+
+    Clusters are split keys: what a split keeps together is also redrawn together.
+
+    Raises:
+        ValueError: if `group` is asked for and a record has none.
+    """
     missing = [index for index, comparison in enumerate(comparisons) if comparison.group is None]
     if cluster_by == "group" and missing:
         raise ValueError(f"record {missing[0]} has no 'group'; give every record one or cluster by prompt")

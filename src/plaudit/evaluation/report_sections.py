@@ -317,17 +317,22 @@ def rewardbench_section(results: Mapping[str, RewardBenchResult]) -> Section | N
         return None
     version = next(iter(results.values())).version
     sections = list(dict.fromkeys(name for result in results.values() for name in result.sections))
+
+    def shown(result: RewardBenchResult, name: str, value: float | None) -> Markup:
+        low, high = result.intervals.get(name, (math.nan, math.nan))
+        return cell(Estimate(math.nan if value is None else value, low, high, 1), "accuracy")
+
     rows = [
         (
             name,
-            number(result.score if result.score is not None else math.nan, "accuracy"),
-            *(number(result.sections.get(section, math.nan), "accuracy") for section in sections),
+            shown(result, "score", result.score),
+            *(shown(result, section, result.sections.get(section)) for section in sections),
         )
         for name, result in results.items()
     ]
     first = next(iter(results.values()))
     subsets = [
-        (subset, count, *(number(r.subsets.get(subset, (math.nan, 0))[0], "accuracy") for r in results.values()))
+        (subset, count, *(shown(r, subset, r.subsets.get(subset, (None,))[0]) for r in results.values()))
         for subset, (_, count) in first.subsets.items()
     ]
     body = table(("model", "score", *sections), rows)

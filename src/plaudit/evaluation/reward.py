@@ -1,5 +1,6 @@
 """The job `plaudit evaluate reward`: load models and data, measure, compare with floors, write the report."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from plaudit.configs.evaluate import EvaluateRewardConfig
 from plaudit.data.io import read_comparisons
 from plaudit.data.records import Comparison, tiers_of
 from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
+from plaudit.evaluation.intervals import Estimate
 from plaudit.evaluation.judged import JudgedSet, judge
 from plaudit.evaluation.probes import ENGLISH_PROBES, Probe, ProbeResult, run_probes
 from plaudit.evaluation.report import RewardReport, write_report
@@ -69,7 +71,7 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
         floors=found[len(scores) :],
         differences=compare(found, confidence=config.confidence),
         probes={name: results for name, results in probes.items() if results},
-        rewardbench=_benchmarks(config.rewardbench, comparisons, scores),
+        rewardbench=_benchmarks(config, comparisons, scores),
         data={
             "data": ", ".join(config.data),
             **read,
@@ -99,12 +101,19 @@ def summary_text(report: RewardReport) -> str:
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     for name, result in report.rewardbench.items():
-        score = "incomplete" if result.score is None else number(result.score, "accuracy")
-        parts = ", ".join(f"{section} {number(value, 'accuracy')}" for section, value in result.sections.items())
+        score = "incomplete" if result.score is None else with_interval(result, "score", result.score)
+        parts = ", ".join(f"{name} {with_interval(result, name, value)}" for name, value in result.sections.items())
         text.append(f"RewardBench {result.version}, {name}: {score} ({parts})")
     text.extend(report.notes)
     text.extend(verdict(model, report.floors, report.differences, report.confidence) for model in report.models)
     return "\n".join(text)
+
+
+def with_interval(result: RewardBenchResult, name: str, value: float) -> str:
+    """A score of the benchmark in words, with its interval where there is one."""
+    low, high = result.intervals.get(name, (math.nan, math.nan))
+    bounds = interval(Estimate(value, low, high, 1), "accuracy")
+    return number(value, "accuracy") + (f" ({bounds})" if bounds else "")
 
 
 def load_model(place: str, config: EvaluateRewardConfig) -> "RewardModel":
@@ -206,14 +215,18 @@ def _floors(comparisons: Sequence[Comparison], config: EvaluateRewardConfig) -> 
 
 
 def _benchmarks(
-    version: int | None, comparisons: Sequence[Comparison], scores: dict[str, Rows]
+    config: EvaluateRewardConfig, comparisons: Sequence[Comparison], scores: dict[str, Rows]
 ) -> dict[str, RewardBenchResult]:
-    if version is None:
+    if config.rewardbench is None:
         return {}
-    return {
-        name: rewardbench(version, comparisons, [_complete(c, row) for c, row in zip(comparisons, rows, strict=True)])
-        for name, rows in scores.items()
-    }
+    found = {}
+    for name, rows in scores.items():
+        whole = [_complete(comparison, row) for comparison, row in zip(comparisons, rows, strict=True)]
+        found[name] = rewardbench(
+            config.rewardbench, comparisons, whole, cluster_by=config.cluster_by, resamples=config.resamples,
+            confidence=config.confidence, seed=config.seed,
+        )  # fmt: skip
+    return found
 
 
 def _complete(comparison: Comparison, row: Sequence[float | None]) -> list[float]:

@@ -7,12 +7,14 @@ RewardBench 2, `id`) as in its files.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from plaudit.data.records import Comparison, tiers_of
-from plaudit.evaluation.metrics import top_credit
+from plaudit.evaluation.intervals import Statistic, bootstrap_draws, mean_statistic, percentile_interval
+from plaudit.evaluation.judged import ClusterBy, cluster_numbers
+from plaudit.evaluation.metrics import FloatArray, top_credit
 
 #: RewardBench 1: section to subset to weight. The weights are the fixed numbers of prompts of the official scoring,
 #: except `math-prm`: 984 instead of its 447, so that mathematics weighs as much as the six code subsets together.
@@ -53,6 +55,8 @@ class RewardBenchResult:
         subsets: score and number of prompts of every subset that was found.
         missing: subsets that the benchmark has and the data lacks.
         parts: the parts of the ties score of RewardBench 2, if there is one.
+        intervals: lower and upper bound of `"score"` and of every section and subset by its name, from redrawing whole
+            clusters; empty without resamples.
     """
 
     version: int
@@ -61,9 +65,18 @@ class RewardBenchResult:
     subsets: dict[str, tuple[float, int]]
     missing: tuple[str, ...]
     parts: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def rewardbench_1(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> RewardBenchResult:
+def rewardbench_1(
+    comparisons: Sequence[Comparison],
+    scores: Sequence[Sequence[float]],
+    *,
+    cluster_by: ClusterBy = "auto",
+    resamples: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> RewardBenchResult:
     """RewardBench 1: per subset the share of pairs with `r(chosen) > r(rejected)`; equal scores do **not** count.
 
     A section is the mean of its subsets weighted by `SECTIONS`; the final score is the mean of the four sections,
@@ -72,63 +85,74 @@ def rewardbench_1(comparisons: Sequence[Comparison], scores: Sequence[Sequence[f
     Args:
         comparisons: each with `subset` and two completions, one preferred.
         scores: per comparison one reward per completion.
+        cluster_by: what is redrawn as a whole for intervals, as in `judged.judge`.
+        resamples: of the bootstrap; 0 gives no intervals.
+        confidence: of the intervals.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: for a comparison without subset or without exactly one chosen and one rejected completion.
     """
-    wins: dict[str, list[float]] = {}
+    wins: dict[str, list[tuple[float, int]]] = {}
+    clusters = cluster_numbers(comparisons, cluster_by)[0]
     for index, (comparison, values) in enumerate(zip(comparisons, scores, strict=True)):
         chosen, rejected = _sides(comparison, values, index)
         if len(chosen) != 1 or len(rejected) != 1:
             raise ValueError(f"record {index}: RewardBench 1 has one chosen and one rejected, not {len(values)}")
-        wins.setdefault(_subset(comparison, index), []).append(float(chosen[0] > rejected[0]))
-    subsets = {name: (float(np.mean(found)), len(found)) for name, found in wins.items()}
-    sections = {}
-    for section, weights in SECTIONS.items():
-        present = [name for name in weights if name in subsets]
-        if present:
-            sections[section] = float(
-                np.average([subsets[name][0] for name in present], weights=[weights[name] for name in present])
-            )
-    section_weights = [2.0] * len(sections)
-    complete = len(sections) == len(SECTIONS)
-    prior = [subsets[name][0] for name in PRIOR_SETS if name in subsets]
-    if prior:
-        sections["Prior Sets"] = float(np.mean(prior))
-        section_weights.append(1.0)
-    score = float(np.average(list(sections.values()), weights=section_weights)) if complete else None
+        wins.setdefault(_subset(comparison, index), []).append((float(chosen[0] > rejected[0]), int(clusters[index])))
+    total = int(clusters.max()) + 1 if len(clusters) else 0
+    subsets = {name: _mean_over(found, total) for name, found in wins.items()}
     missing = tuple(name for weights in SECTIONS.values() for name in weights if name not in subsets)
-    return RewardBenchResult(1, score, sections, subsets, missing, {})
+    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    return _result(1, subsets, total, missing, {}, **options)
 
 
-def rewardbench_2(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> RewardBenchResult:
+def rewardbench_2(
+    comparisons: Sequence[Comparison],
+    scores: Sequence[Sequence[float]],
+    *,
+    cluster_by: ClusterBy = "auto",
+    resamples: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> RewardBenchResult:
     """RewardBench 2: best of four per subset, shared maxima sharing credit; `Ties` by `ties_score`; the plain mean.
 
     Args:
         comparisons: each with `subset`; in `Ties` also `id`, `ref:<n>` or `tied:<n>`.
         scores: per comparison one reward per completion.
+        cluster_by: what is redrawn as a whole for intervals, as in `judged.judge`; the two forms of a prompt in `Ties`
+            always are.
+        resamples: of the bootstrap; 0 gives no intervals.
+        confidence: of the intervals.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: for a comparison without subset, without rejected completions, or a tie without such an id.
     """
-    credits: dict[str, list[float]] = {}
+    credits: dict[str, list[tuple[float, int]]] = {}
     ties: list[tuple[str, Sequence[float], Sequence[float]]] = []
+    clusters = cluster_numbers([each for each in comparisons if not _is_tie(each)], cluster_by)[0]
+    following = iter(clusters.tolist())
     for index, (comparison, values) in enumerate(zip(comparisons, scores, strict=True)):
         chosen, rejected = _sides(comparison, values, index)
         subset = _subset(comparison, index)
-        if subset.lower() == "ties":
+        if _is_tie(comparison):
             ties.append((comparison.id or "", chosen, rejected))
             continue
         best = [True] * len(chosen) + [False] * len(rejected)
-        credits.setdefault(subset, []).append(top_credit([*chosen, *rejected], best))
-    subsets = {name: (float(np.mean(found)), len(found)) for name, found in credits.items()}
-    parts = ties_score(ties) if ties else {}
+        credits.setdefault(subset, []).append((top_credit([*chosen, *rejected], best), next(following)))
+    sums = _ties_sums(ties)
+    first = int(clusters.max()) + 1 if len(clusters) else 0
+    total = first + len(sums)
+    subsets = {name: _mean_over(found, total) for name, found in credits.items()}
     if ties:
-        subsets["Ties"] = (parts["score"], len(ties))
+        padded = np.concatenate([np.zeros((first, sums.shape[1])), sums])
+        subsets["Ties"] = Statistic(padded, lambda each: _ties_parts(each)["score"], len(ties))
     missing = tuple(name for name in SUBSETS_2 if name not in subsets)
-    sections = {name: subsets[name][0] for name in SUBSETS_2 if name in subsets}
-    score = float(np.mean(list(sections.values()))) if not missing else None
-    return RewardBenchResult(2, score, sections, subsets, missing, parts)
+    parts = {name: float(part) for name, part in _ties_parts(sums.sum(0)).items()} if ties else {}
+    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    return _result(2, subsets, total, missing, parts, **options)
 
 
 def ties_score(prompts: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> dict[str, float]:
@@ -146,37 +170,118 @@ def ties_score(prompts: Sequence[tuple[str, Sequence[float], Sequence[float]]]) 
     Returns:
         `score` and its five parts; a part without prompts is 0.
     """
+    return {name: float(part) for name, part in _ties_parts(_ties_sums(prompts).sum(0)).items()}
+
+
+TIES_WEIGHTS = {
+    "tied_accuracy": 0.3,
+    "ref_accuracy": 0.3,
+    "correctness_preferred": 0.2,
+    "correctness_preferred_hard": 0.2,
+    "correctness_margin": 0.01,
+}
+"""What each part of the ties score counts."""
+
+
+def _ties_sums(prompts: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> FloatArray:
+    """For each number of a prompt what it adds to the five parts and how often, `[n, 10]`: sums, then counts."""
     margins: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
     for name, right, wrong in prompts:
         form, separator, number = name.partition(":")
         if form not in margins or not separator:
             raise ValueError(f"id {name!r} in the subset Ties; expected 'ref:<number>' or 'tied:<number>'")
         margins[form][number] = (min(right) - max(wrong), max(right) - min(right))
-    both = [number for number in margins["tied"] if number in margins["ref"]]
-    apart = np.array([margins["tied"][number][0] for number in both])
-    spread = np.array([margins["tied"][number][1] for number in both])
-    hardest = np.minimum(apart, np.array([margins["ref"][number][0] for number in both]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        margin = np.nan_to_num(np.tanh(hardest / spread - 1.0), nan=0.0)
-    parts = {
-        "tied_accuracy": _mean([value > 0 for value, _ in margins["tied"].values()]),
-        "ref_accuracy": _mean([value > 0 for value, _ in margins["ref"].values()]),
-        "correctness_preferred": _mean(apart > spread),
-        "correctness_preferred_hard": _mean(hardest > spread),
-        "correctness_margin": _mean(margin),
-    }
-    weights = (0.3, 0.3, 0.2, 0.2, 0.01)
-    return {"score": float(sum(w * part for w, part in zip(weights, parts.values(), strict=True))), **parts}
+    rows = []
+    for number in dict.fromkeys([*margins["tied"], *margins["ref"]]):
+        tied, ref = margins["tied"].get(number), margins["ref"].get(number)
+        sums, counts = [0.0] * 5, [float(tied is not None), float(ref is not None), 0.0, 0.0, 0.0]
+        sums[0] = float(tied is not None and tied[0] > 0)
+        sums[1] = float(ref is not None and ref[0] > 0)
+        if tied is not None and ref is not None:
+            apart, spread, hardest = tied[0], tied[1], min(tied[0], ref[0])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                margin = np.nan_to_num(np.tanh(np.float64(hardest) / np.float64(spread) - 1.0), nan=0.0)
+            sums[2:], counts[2:] = [float(apart > spread), float(hardest > spread), float(margin)], [1.0] * 3
+        rows.append([*sums, *counts])
+    return np.array(rows, dtype=np.float64).reshape(-1, 10)
+
+
+def _ties_parts(sums: FloatArray) -> dict[str, FloatArray]:
+    """The score and its parts from sums and counts `[..., 10]`; a part without prompts is 0."""
+    counts = sums[..., 5:]
+    means = np.divide(sums[..., :5], counts, out=np.zeros_like(counts), where=counts > 0)
+    parts = {name: means[..., place] for place, name in enumerate(TIES_WEIGHTS)}
+    return {"score": sum((w * parts[name] for name, w in TIES_WEIGHTS.items()), np.zeros(sums.shape[:-1])), **parts}
+
+
+def _mean_over(found: Sequence[tuple[float, int]], num_clusters: int) -> Statistic:
+    """The mean of `(value, cluster)` as a statistic that can be redrawn."""
+    values, clusters = zip(*found, strict=True)
+    return mean_statistic(np.array(values, dtype=np.float64), np.array(clusters, dtype=np.int64), num_clusters)
+
+
+def _combined(version: int, subsets: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The sections, and under `"score"` the final number where nothing is missing, from the scores of the subsets."""
+    if version == 2:
+        found = {name: subsets[name] for name in SUBSETS_2 if name in subsets}
+        return found if len(found) < len(SUBSETS_2) else {**found, "score": np.mean(list(found.values()), axis=0)}
+    found, weights = {}, []
+    for section, shares in SECTIONS.items():
+        present = {name: share for name, share in shares.items() if name in subsets}
+        if present:
+            found[section] = np.average([subsets[n] for n in present], axis=0, weights=list(present.values()))
+            weights.append(2.0)
+    complete = len(found) == len(SECTIONS)
+    prior = [subsets[name] for name in PRIOR_SETS if name in subsets]
+    if prior:
+        found["Prior Sets"] = np.mean(prior, axis=0)
+        weights.append(1.0)
+    if not complete:
+        return found
+    return {**found, "score": np.average(list(found.values()), axis=0, weights=weights)}
+
+
+def _result(
+    version: int,
+    subsets: dict[str, Statistic],
+    num_clusters: int,
+    missing: tuple[str, ...],
+    parts: dict[str, float],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> RewardBenchResult:
+    """The scores on the data as it is, and between which bounds those of redrawn clusters lie."""
+    values = {name: np.float64(statistic.value) for name, statistic in subsets.items()}
+    sections = {name: float(value) for name, value in _combined(version, values).items()}
+    score = sections.pop("score", None)
+    intervals = {}
+    if resamples and num_clusters > 1:
+        draws = bootstrap_draws(subsets, num_clusters, resamples=resamples, seed=seed)
+        for name, drawn in {**draws, **_combined(version, draws)}.items():
+            intervals[name] = percentile_interval(drawn, confidence)
+    counted = {name: (statistic.value, statistic.count) for name, statistic in subsets.items()}
+    return RewardBenchResult(version, score, sections, counted, missing, parts, intervals)
 
 
 def rewardbench(
-    version: int, comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]
+    version: int,
+    comparisons: Sequence[Comparison],
+    scores: Sequence[Sequence[float]],
+    *,
+    cluster_by: ClusterBy = "auto",
+    resamples: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> RewardBenchResult:
-    """Score by the rules of version 1 or 2."""
+    """Score by the rules of version 1 or 2; arguments as for `rewardbench_1` and `rewardbench_2`."""
     rules = {1: rewardbench_1, 2: rewardbench_2}
     if version not in rules:
         raise ValueError(f"RewardBench has versions 1 and 2, not {version}")
-    return rules[version](comparisons, scores)
+    return rules[version](
+        comparisons, scores, cluster_by=cluster_by, resamples=resamples, confidence=confidence, seed=seed
+    )
 
 
 def as_dictionary(result: RewardBenchResult) -> Mapping[str, object]:
@@ -188,7 +293,12 @@ def as_dictionary(result: RewardBenchResult) -> Mapping[str, object]:
         "subsets": {name: {"score": value, "prompts": count} for name, (value, count) in result.subsets.items()},
         "missing_subsets": list(result.missing),
         "ties": result.parts,
+        "intervals": {name: list(bounds) for name, bounds in result.intervals.items()},
     }
+
+
+def _is_tie(comparison: Comparison) -> bool:
+    return (comparison.subset or "").lower() == "ties"
 
 
 def _subset(comparison: Comparison, index: int) -> str:
@@ -205,7 +315,3 @@ def _sides(comparison: Comparison, values: Sequence[float], index: int) -> tuple
     if len(tiers) < 2:
         raise ValueError(f"record {index}: RewardBench needs chosen and rejected completions, all are alike here")
     return [values[slot] for slot in tiers[0]], [values[slot] for tier in tiers[1:] for slot in tier]
-
-
-def _mean(values: Sequence[bool] | np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
