@@ -210,7 +210,7 @@ def run_iterations(job: AlignJob, session: Session) -> str:
 
 def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: ProgressReport) -> None:
     """Answer the held-out prompts and log what they earn."""
-    found = job.evaluate()
+    found = job.evaluate(session.state.step)
     session.state.evaluation = found
     trackers.log(session.state.step, {f"eval/{name}": value for name, value in found.items()})
     shown = ", ".join(f"{name} {found[key]:.4g}" for key, name in SHOWN.items() if key in found)

@@ -38,6 +38,7 @@ class Iteration:
         metrics: of the collection.
         rows: sampled texts for the log.
         tokens: sampled tokens.
+        temperature: at which they were sampled.
         taken: metrics of the steps of the plan that have been taken.
     """
 
@@ -47,6 +48,7 @@ class Iteration:
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
     tokens: int
+    temperature: float
     taken: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -143,11 +145,12 @@ class AlignJob:
         if config.final_temperature is not None:
             metrics["temperature"] = temperature
         rows = sample_rows(found.answers, config.samples_logged)
-        return Iteration(prepared, found.prompt_ids, plan, metrics, rows, found.answers.generation.num_tokens)
+        tokens = found.answers.generation.num_tokens
+        return Iteration(prepared, found.prompt_ids, plan, metrics, rows, tokens, temperature)
 
     def take_step(self, iteration: Iteration) -> bool:
         """The next optimizer step of the plan; False if the algorithm wants no further one on this batch."""
-        self.text_policy.prompts = iteration.prompt_ids
+        self.text_policy.prompts, self.text_policy.temperature = iteration.prompt_ids, iteration.temperature
         with self.autocast():
             found = self.algorithm.step(iteration.prepared, iteration.plan[iteration.done])
         iteration.taken.append(found)
@@ -157,9 +160,14 @@ class AlignJob:
         """Adapt what is adapted; the metrics of the whole iteration."""
         return self.algorithm.finish({**iteration.metrics, **combine_metrics(iteration.taken)})
 
-    def evaluate(self) -> dict[str, float]:
-        """Reward, divergence, entropy and length on the held-out prompts, by the same random numbers every time."""
+    def evaluate(self, iteration: int) -> dict[str, float]:
+        """Reward, divergence, entropy and length on the held-out prompts, by the same random numbers every time.
+
+        Args:
+            iteration: whose temperature is taken.
+        """
         config = self.config
+        self.text_policy.temperature = config.temperature(iteration)
         with self.autocast(), without_updates(self.reward):
             found = collect_text(
                 self.text_policy,

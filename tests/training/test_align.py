@@ -1,0 +1,375 @@
+"""The alignment run: it reaches the exact optimum, resumes bitwise, warns, stops, and leaves a model behind."""
+
+import json
+import math
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from plaudit.cli.app import main
+from plaudit.configs.align import AlignConfig, GuardsConfig
+from plaudit.data.records import PromptRecord
+from plaudit.models.causal_lm import CausalLM
+from plaudit.models.reward_model import RewardModel
+from plaudit.rewards.model import weights_hash
+from plaudit.rewards.normalise import Running, normalised
+from plaudit.training import align
+from plaudit.training.align_guards import Guards
+from plaudit.training.align_job import AlignJob
+from plaudit.training.results import TrainingResult
+from plaudit.training.trackers import read_metrics
+from tests.training.conftest import SIZES, save_tokenizer, tiny_model
+
+PROMPTS = [PromptRecord(prompt=text) for text in ("why is it", "the cat", "the dog ran", "so good", "is it a mat")]
+HELD_OUT = [PromptRecord(prompt=text) for text in ("why the dog", "yes")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny tokenizer of the training tests."""
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def count_good(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """+1 for every `good`, −1 for every `bad`."""
+    return [float(text.split().count("good") - text.split().count("bad")) for text in completions]
+
+
+def settings(tokenizer: str, output: Path, **options: Any) -> AlignConfig:
+    """A run of a few seconds."""
+    values: dict[str, Any] = {
+        "model": {"model_type": "llama", "backbone_config": SIZES, "tokenizer": tokenizer, "template": "raw"},
+        "output": output,
+        "prompts_per_iteration": 4,
+        "samples_per_prompt": 3,
+        "iterations": 3,
+        "sampling": {"max_new_tokens": 5},
+        "optimizer": {"learning_rate": 3e-3},
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},
+        "save_every": 1,
+        "quiet": True,
+    }
+    return AlignConfig.model_validate(values | options)
+
+
+def run(config: AlignConfig, reward: Any = count_good, **options: Any) -> TrainingResult:
+    """The job on the tiny prompts."""
+    found = align.main(config, prompts=PROMPTS, held_out=HELD_OUT, reward=reward, **options)
+    assert isinstance(found, TrainingResult)
+    return found
+
+
+def weights(result: TrainingResult) -> dict[str, Tensor]:
+    """Of the saved model."""
+    assert result.model_folder is not None
+    return dict(AutoModelForCausalLM.from_pretrained(result.model_folder).state_dict())
+
+
+def logged(result: TrainingResult) -> list[dict[str, Any]]:
+    """Metrics without clock readings, and samples."""
+    lines = read_metrics(result.output / "metrics.jsonl") + read_metrics(result.output / "samples.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
+
+class Killed(Exception):
+    """What a test raises where a process would die."""
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ppo": {"algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "kl_target": 0.5, "kl_adaptation": 0.5}},
+    "reinforce": {"algorithm": {"name": "reinforce", "baseline": "running_mean"}},
+    "remax": {"algorithm": {"name": "reinforce", "baseline": "greedy"}, "final_temperature": 0.5},
+    "grpo": {"algorithm": {"name": "grpo", "epochs": 2, "minibatches": 2}},
+    "shared critic": {"critic": "shared", "algorithm": {"name": "a2c"}},
+    "lora": {"lora": True, "algorithm": {"name": "rloo"}},
+}
+
+
+TERMINATED, DIED = "terminated in the middle of an iteration", "killed after a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"), [*((name, TERMINATED) for name in ALGORITHMS), ("ppo", DIED), ("lora", DIED)]
+)
+def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
+    name: str, moment: str, tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(ALGORITHMS[name])
+    model = {"model_type": "llama", "backbone_config": SIZES, "tokenizer": tokenizer_path, "template": "raw"}
+    if options.pop("lora", False):
+        model["lora"] = {"rank": 2}
+    options["model"] = model
+
+    def scale() -> Any:
+        return normalised(count_good, Running())
+
+    whole = run(settings(tokenizer_path, tmp_path / "whole", **options), scale())
+    taken, strike = 0, (2 if len(options["algorithm"]) == 1 or "baseline" in options["algorithm"] else 6)
+    original = AlignJob.take_step
+
+    def interrupted(job: AlignJob, iteration: Any) -> bool:
+        nonlocal taken
+        taken += 1
+        if taken == strike:
+            if moment == DIED:
+                raise Killed
+            signal.raise_signal(signal.SIGTERM)
+        return original(job, iteration)
+
+    part = settings(tokenizer_path, tmp_path / "part", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignJob, "take_step", interrupted)
+        if moment == DIED:
+            with pytest.raises(Killed):
+                run(part, scale())
+        else:
+            stopped = run(part, scale())
+            assert stopped.stopped_by == "SIGTERM"
+            assert stopped.model_folder is None
+    resumed = run(settings(tokenizer_path, tmp_path / "part", resume=True, **options), scale())
+    assert resumed.stopped_by == whole.stopped_by == "iterations"
+    ours, theirs = weights(resumed), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert logged(resumed) == logged(whole)
+    assert resumed.metrics == whole.metrics
+
+
+def test_the_run_reaches_the_exact_optimum_of_a_text_problem(tokenizer_path: str, tmp_path: Path) -> None:
+    """Answers of at most two tokens can all be listed: π* ∝ π_ref exp(r/β), J* = β log Σ_y π_ref(y) exp(r(y)/β)."""
+    coefficient = 0.5
+    config = settings(
+        tokenizer_path,
+        tmp_path,
+        sampling={"max_new_tokens": 2},
+        missing_end_penalty=0.0,
+        prompts_per_iteration=2,
+        samples_per_prompt=64,
+        iterations=60,
+        algorithm={"name": "rloo", "kl_coefficient": coefficient},
+        optimizer={"learning_rate": 2e-2, "schedule": "linear", "max_gradient_norm": None},
+        save_every=None,
+        evaluate_every=None,
+    )
+    prompts = PROMPTS[:2]
+    found = align.main(config, prompts=prompts, reward=count_good)
+    assert isinstance(found, TrainingResult)
+    start = CausalLM.from_backbone(config.model).eval()
+    for record in prompts:
+        reference, policy = answer_logprobs(start, record), answer_logprobs(found.model, record)
+        rewards = torch.tensor(count_good([], [text for text, _ in policy]), dtype=torch.float64)
+        before, after = (
+            torch.tensor([value for _, value in each], dtype=torch.float64) for each in (reference, policy)
+        )
+        assert float(after.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+        best = coefficient * float(torch.logsumexp(before + rewards / coefficient, 0))
+        reached = float((after.exp() * (rewards - coefficient * (after - before))).sum())
+        at_first = float((before.exp() * rewards).sum())
+        assert best - reached <= 0.02 * (best - at_first), (best, reached, at_first)
+
+
+def answer_logprobs(model: CausalLM, record: PromptRecord) -> list[tuple[str, float]]:
+    """Every answer of at most two tokens, as text with its log-probability, from plain forwards."""
+    tokenizer, hub = model.tokenizer, model.model
+    end = model.text_tokeniser().end_token_id
+    prompt = model.text_tokeniser().prompt(record.prompt)
+
+    def following(ids: list[int]) -> Tensor:
+        with torch.no_grad():
+            return hub(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+
+    found: list[tuple[str, float]] = []
+    first = following(prompt)
+    for token in range(len(first)):
+        if token == end:
+            found.append(("", float(first[token])))
+            continue
+        second = following([*prompt, token])
+        for other in range(len(second)):
+            text = tokenizer.decode([token, other], skip_special_tokens=True)
+            found.append((text, float(first[token] + second[other])))
+    return found
+
+
+def test_it_leaves_a_model_that_transformers_opens_metrics_and_samples(tokenizer_path: str, tmp_path: Path) -> None:
+    result = run(settings(tokenizer_path, tmp_path))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    trained = [line for line in lines if "objective/kl" in line]
+    evaluated = [line for line in lines if "eval/objective/kl" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3]
+    assert [line["step"] for line in evaluated] == [0, 3]
+    assert evaluated[0]["eval/objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    for name in ("policy/clip_fraction", "policy/approximate_kl", "value/loss", "reward/mean", "time/share_update"):
+        assert math.isfinite(trained[0][name]), name
+    assert trained[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    rows = read_metrics(tmp_path / "samples.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4
+    assert {"prompt", "completion", "reward", "parts", "finished"} <= rows[0].keys()
+    opened = CausalLM.from_pretrained(tmp_path / "model")
+    for ours, theirs in zip(result.model.parameters(), opened.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 3
+
+
+def test_with_a_dominating_penalty_the_policy_stays_and_without_one_it_goes(
+    tokenizer_path: str, tmp_path: Path
+) -> None:
+    reached = {}
+    for coefficient in (0.0, 20.0):
+        algorithm = {"name": "rloo", "kl_coefficient": coefficient}
+        config = settings(
+            tokenizer_path,
+            tmp_path / str(coefficient),
+            algorithm=algorithm,
+            iterations=8,
+            optimizer={"learning_rate": 2e-2},
+            samples_per_prompt=8,
+            evaluation_samples=64,
+            save_every=None,
+        )
+        reached[coefficient] = run(config).metrics["objective/kl"]
+    assert reached[0.0] > 1.0
+    assert reached[20.0] < 0.2
+
+
+def test_prompts_are_passed_over_in_orders_of_their_own(tokenizer_path: str, tmp_path: Path) -> None:
+    job, _, _ = align.prepare(settings(tokenizer_path, tmp_path), PROMPTS, HELD_OUT, None, count_good)
+    seen = [index for iteration in range(5) for index in job.chosen_prompts(iteration)]
+    passes = [seen[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(each) == [0, 1, 2, 3, 4] for each in passes)
+    assert len({tuple(each) for each in passes}) > 1
+    assert seen == [index for iteration in range(5) for index in job.chosen_prompts(iteration)]
+
+
+def test_the_reward_model_stays_frozen_and_may_start_the_critic(tokenizer_path: str, tmp_path: Path) -> None:
+    reward_model = RewardModel.from_backbone(tiny_model(tokenizer_path))
+    before = weights_hash(reward_model)
+    config = settings(tokenizer_path, tmp_path, critic_start="reward")
+    job, _, _ = align.prepare(config, PROMPTS, [], None, reward_model)
+    assert job.policy.critic is not None
+    assert job.policy.critic.backbone is not None
+    ours = dict(job.policy.critic.backbone.named_parameters())
+    theirs = dict(reward_model.backbone.named_parameters())
+    shared = ours.keys() & theirs.keys()
+    assert shared
+    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
+    run(config, reward_model)
+    assert weights_hash(reward_model) == before
+    assert not any(parameter.requires_grad for parameter in reward_model.parameters())
+
+
+def test_a_guard_stops_the_run_and_says_why(
+    tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(
+        tokenizer_path,
+        tmp_path,
+        guards={"stop_kl": 0.05},
+        iterations=30,
+        optimizer={"learning_rate": 3e-2},
+        algorithm={"name": "rloo", "kl_coefficient": 0.0},
+    )
+    result = run(config)
+    assert result.stopped_by == "guard"
+    assert 0 < result.steps < 30
+    assert result.model_folder is not None
+    assert "past guards.stop_kl 0.05" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"objective/kl": 51.0}, "51.0 nats from the reference"),
+        ({"objective/entropy": 0.1}, "entropy fell from 2 to 0.1"),
+        ({"policy/ratio_max": 11.0}, "11 times as likely"),
+        ({"policy/ratio_min": 0.01}, "100 times as likely"),
+        ({"objective/length": 41.0}, "grew from 20 to 41"),
+        ({"objective/unfinished": 0.6}, "60 % of answers reach"),
+        ({"objective/equal_groups": 0.95}, "95 % of prompts"),
+    ],
+)
+def test_each_guard_speaks_once_when_its_limit_is_passed(metrics: dict[str, float], said: str) -> None:
+    fine = {
+        "objective/kl": 1.0,
+        "objective/entropy": 2.0,
+        "objective/length": 20.0,
+        "objective/unfinished": 0.1,
+        "objective/equal_groups": 0.1,
+        "policy/ratio_min": 0.8,
+        "policy/ratio_max": 1.2,
+    }
+    guards = Guards(GuardsConfig())
+    assert guards.look(fine) == []
+    found = guards.look(fine | metrics)
+    assert len(found) == 1
+    assert said in found[0]
+    assert guards.look(fine | metrics) == []
+    assert guards.look(fine) == []
+    copied = Guards(GuardsConfig())
+    copied.load_state_dict(guards.state_dict())
+    assert len(copied.look(fine | metrics)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"reward": "length_penalty=0.1", "rewards": {"parts": {"a": {"reward": "x"}}}}, "not both"),
+        ({"sampling": {"method": "greedy"}}, "learning needs samples"),
+        ({"sampling": {"top_p": 0.9}}, "not be samples of the policy"),
+        ({"algorithm": {"name": "rloo"}, "samples_per_prompt": 1}, "samples_per_prompt must be"),
+        ({"algorithm": {"name": "rloo"}, "critic": "shared"}, "no learned value"),
+        ({"critic": "shared", "critic_start": "reward"}, "for critic: separate"),
+        ({"algorithm": {"name": "ppo", "minibatches": 8}}, "at least as many prompts"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(
+    options: dict[str, Any], said: str, tokenizer_path: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(tokenizer_path, tmp_path, **options)
+
+
+def test_faults_of_the_user_are_told(tokenizer_path: str, tmp_path: Path) -> None:
+    config = settings(tokenizer_path, tmp_path)
+    with pytest.raises(ValueError, match="no reward is configured"):
+        run(config, None)
+    with pytest.raises(ValueError, match="handed over"):
+        run(settings(tokenizer_path, tmp_path, reward="length_penalty=0.1"), count_good)
+    with pytest.raises(ValueError, match="needs a reward model among the rewards"):
+        run(settings(tokenizer_path, tmp_path, critic_start="reward"), count_good)
+    with pytest.raises(ValueError, match="leaves room for sampling"):
+        run(settings(tokenizer_path, tmp_path, sampling={"max_new_tokens": 126}), count_good)
+
+    def broken(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [math.nan] * len(completions)
+
+    with pytest.raises(ValueError, match="reward 'broken' is nan"):
+        run(config, broken)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_command_reads_prompts_from_files_and_says_what_it_would_need(
+    tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = CausalLM.from_backbone(settings(tokenizer_path, tmp_path).model)
+    start.save_pretrained(tmp_path / "start")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": each.prompt, "answer": 1}) + "\n" for each in PROMPTS * 2))
+    words = [
+        *("align", "--model.backbone", str(tmp_path / "start"), "--model.template", "raw", "--data", str(prompts)),
+        *("--reward", "length_penalty=0.1", "--iterations", "2", "--prompts-per-iteration", "2"),
+        *("--sampling.max-new-tokens", "4", "--output", str(tmp_path / "run")),
+    ]
+    main([*words, "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "prompts          5\n" in shown
+    assert "answers          16 in the whole run" in shown
+    assert not (tmp_path / "run").exists()
+    main(words)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["reward/invalid"] == 0.0
