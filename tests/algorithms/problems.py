@@ -6,8 +6,6 @@ import torch
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.algorithm import AlgorithmConfig
-from plaudit.rollout.token_mdp import TokenMDP
-from plaudit.rollout.trajectory import concatenate
 
 
 def greedy_returns(mdp, logits, discount=1.0):
@@ -27,7 +25,7 @@ def greedy_returns(mdp, logits, discount=1.0):
 def learn(mdp, options, *, updates, rows=256, samples=4, rate=0.1, seed=0):
     """The table of log-probabilities after `updates` batches of `rows` sampled strings, the rate decayed to 0."""
     policy = mdp.policy()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=rate, eps=1e-5)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
     config = AlgorithmConfig(**{"kl_coefficient": mdp.coefficient} | options)
     algorithm = build_algorithm(config, policy, optimizer, total_updates=updates)
@@ -65,11 +63,6 @@ def expected_step(mdp, logits, options, *, samples=1, baselines=None, values=Non
     return total
 
 
-def every_string(mdp, policy, copies=1):
-    """A batch that holds every string, `copies` times, each in groups of its prompt."""
-    return concatenate([mdp.enumerate(policy)] * copies)
-
-
 SMALL = {"vocabulary": 3, "max_length": 3}
 TINY = {"vocabulary": 3, "max_length": 2}
 
@@ -77,7 +70,3 @@ TINY = {"vocabulary": 3, "max_length": 2}
 def random_logits(mdp, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(mdp.reference_logprobs.shape, generator=generator, dtype=torch.float64)
-
-
-def small_problem(**options):
-    return TokenMDP(**SMALL, **options)

@@ -98,6 +98,8 @@ class PolicyGradient:
         """
         settings = self.settings
         rows = prepared.trajectory.mask.any(1).nonzero().flatten().cpu()
+        if not len(rows):
+            return []
         units = list(torch.split(rows, 1))
         if prepared.trajectory.group_ids is not None:
             ids = prepared.trajectory.group_ids.cpu()[rows]
@@ -107,7 +109,7 @@ class PolicyGradient:
                 units = groups
         steps: list[Tensor] = []
         parts = min(settings.minibatches, len(units))
-        for _ in range(settings.epochs if parts else 0):
+        for _ in range(settings.epochs):
             order = torch.randperm(len(units), generator=generator).tolist()
             bounds = [len(order) * part // parts for part in range(parts + 1)]
             steps += [

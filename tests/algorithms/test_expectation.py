@@ -1,0 +1,200 @@
+"""What one step of each algorithm expects, from all groups of strings: `∇J` where it must be, and fixed points."""
+
+import pytest
+import torch
+
+from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.rollout import exact
+from plaudit.rollout.token_mdp import TokenMDP
+from tests.algorithms.problems import TINY, expected_step, greedy_returns, random_logits
+
+TIGHT = {"rtol": 0, "atol": 1e-10}
+SUM = {"reduction": "sequence_sum"}
+VALUE = {"baseline": "value", **SUM}
+
+
+def gradient(mdp, logits, **options):
+    leaf = logits.clone().requires_grad_()
+    (found,) = torch.autograd.grad(mdp.objective(leaf.log_softmax(-1), **options), leaf)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "samples", "share"),
+    [
+        ({"name": "reinforce", "baseline": "none"}, 1, 1.0),
+        ({"name": "reinforce", "baseline": "none", "view": "answer"}, 1, 1.0),
+        ({"name": "reinforce", "baseline": "greedy"}, 1, 1.0),
+        ({"name": "reinforce", "baseline": "value", "gae_lambda": 1.0}, 1, 1.0),
+        ({"name": "reinforce", "baseline": "value", "view": "answer"}, 1, 1.0),
+        ({"name": "a2c", **SUM}, 1, 1.0),
+        ({"name": "ppo", "whiten_advantages": False, "epochs": 1, "gae_lambda": 1.0, **SUM}, 1, 1.0),
+        ({"name": "ppo", "whiten_advantages": False, "epochs": 1, "gae_lambda": 1.0, "surrogate": "both", **SUM}, 1, 1),
+        ({"name": "rloo"}, 2, 1.0),
+        ({"name": "rloo", "view": "token"}, 2, 1.0),
+        # A mean that has the sample in it shrinks the gradient by 1 - 1/K.
+        ({"name": "reinforce", "baseline": "prompt_mean"}, 2, 0.5),
+        ({"name": "grpo", "baseline": "prompt_mean", "kl_placement": "reward", "view": "answer", **SUM}, 2, 0.5),
+    ],
+)
+def test_a_step_expects_the_gradient_of_the_objective(options, samples, share):
+    mdp = TokenMDP(**TINY, seed=1)
+    logits = random_logits(mdp)
+    values = torch.randn(mdp.num_prefixes, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    baselines = greedy_returns(mdp, logits) if options.get("baseline") == "greedy" else None
+    found = expected_step(mdp, logits, options, samples=samples, baselines=baselines, values=values)
+    torch.testing.assert_close(found, share * gradient(mdp, logits), **TIGHT)
+    assert found.norm() > 0.01
+
+
+@pytest.mark.parametrize("options", [{"gae_lambda": 0.3}, {"num_steps": 1}])
+def test_shorter_traces_are_unbiased_with_the_right_values_alone(options):
+    mdp = TokenMDP(**TINY, seed=1)
+    logits = random_logits(mdp)
+    truth = gradient(mdp, logits)
+    values = mdp.evaluate(logits.log_softmax(-1)).values[0]
+    options = {"name": "a2c", **SUM, **options}
+    torch.testing.assert_close(expected_step(mdp, logits, options, values=values), truth, **TIGHT)
+    wrong = expected_step(mdp, logits, options, values=0 * values)
+    assert (wrong - truth).norm() > 0.05 * truth.norm()
+
+
+def test_discounted_answers_expect_the_gradient_of_the_discounted_objective():
+    """One action per answer: `Σ_t γ^t r_t` of the whole; rewards and penalties along the way are discounted alike."""
+    extra = torch.randn((1, 3, 3), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mdp = TokenMDP(**TINY, transition_rewards=extra, seed=1)
+    logits = random_logits(mdp)
+    options = {"name": "reinforce", "baseline": "none", "view": "answer", "discount": 0.7}
+    truth = gradient(mdp, logits, discount=0.7)
+    torch.testing.assert_close(expected_step(mdp, logits, options), truth, **TIGHT)
+    # The usual gradient of single tokens leaves out γ^t: another gradient, with the same optimum.
+    tokens = expected_step(mdp, logits, options | {"view": "token"})
+    assert (tokens - truth).norm() > 0.01
+    optimum = mdp.optimal_solution(discount=0.7).logprobs
+    torch.testing.assert_close(expected_step(mdp, optimum, options | {"view": "token"}), 0 * truth, **TIGHT)
+
+
+def test_the_running_mean_of_earlier_batches_changes_no_expectation():
+    mdp = TokenMDP(**TINY, seed=1)
+    logits = random_logits(mdp)
+    weights = mdp.string_logprobs(logits.log_softmax(-1))[0].exp()
+    policy, total, other = mdp.policy(), torch.zeros_like(logits[0]), None
+    for row in range(mdp.num_strings):
+        with torch.no_grad():
+            policy.logits.copy_(logits[0])
+        algorithm = build_algorithm(
+            AlgorithmConfig(name="reinforce", kl_coefficient=0.5),
+            policy,
+            torch.optim.SGD(policy.parameters(), lr=1.0),
+        )
+        state = algorithm.state_dict() | {"running_total": 7.0, "running_weight": 2.0}
+        algorithm.load_state_dict(state)
+        algorithm.update(mdp.enumerate(policy).select(torch.tensor([row])))
+        change = policy.logits.detach() - logits[0]
+        total += weights[row] * change
+        other = change
+        assert algorithm.running_mean.weight == pytest.approx(0.9 * 2 + int(mdp.string_mask[row].sum()))
+    torch.testing.assert_close(total, gradient(mdp, logits), **TIGHT)
+    assert (other - total).norm() > 0.1
+
+
+def test_samples_of_another_policy_are_corrected_by_their_weights():
+    """Sampled by the reference, weighed by π_old/μ of whole answers: `∇J` at π_old. A cap makes it another gradient."""
+    mdp = TokenMDP(**TINY, seed=1)
+    logits = random_logits(mdp)
+    weights = mdp.string_logprobs(mdp.reference_logprobs)[0].exp()
+    truth, found = gradient(mdp, logits), {}
+    for cap in (None, 1.0, 1e9):
+        policy, total = mdp.policy(), torch.zeros_like(logits[0])
+        for row in range(mdp.num_strings):
+            with torch.no_grad():
+                policy.logits.copy_(logits[0])
+            config = AlgorithmConfig(
+                name="reinforce", baseline="none", view="answer", kl_coefficient=0.5, importance_cap=cap
+            )
+            algorithm = build_algorithm(config, policy, torch.optim.SGD(policy.parameters(), lr=1.0))
+            batch = mdp.enumerate(policy).select(torch.tensor([row]))
+            algorithm.update(batch.with_fields(behaviour_logprobs=batch.reference_logprobs))
+            total += weights[row] * (policy.logits.detach() - logits[0])
+        found[cap] = total
+    torch.testing.assert_close(found[1e9], truth, **TIGHT)
+    assert (found[1.0] - truth).norm() > 0.01
+    assert (found[None] - truth).norm() > 0.01
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "rloo"},
+        {"name": "grpo", "kl_placement": "reward", "view": "answer"},
+        {"name": "reinforce", "baseline": "prompt_mean", "view": "answer"},
+        {"name": "ppo"},
+        {"name": "ppo", "surrogate": "kl", "gae_lambda": 0.3, "minibatches": 3},
+        {"name": "actor_critic"},
+        {"name": "a2c", "num_steps": 2, "reduction": "per_sequence"},
+    ],
+)
+def test_at_the_optimum_no_step_moves_anything_whatever_was_sampled(options):
+    """Path consistency: at `(π*, V*)` every advantage of every string is 0, whitened or not, so nothing moves."""
+    mdp = TokenMDP(**TINY, seed=1)
+    solution = mdp.optimal_solution()
+    policy = mdp.policy()
+    with torch.no_grad():
+        policy.logits.copy_(solution.logprobs[0])
+        policy.critic.copy_(solution.values[0])
+    config = AlgorithmConfig(kl_coefficient=0.5, **options)
+    algorithm = build_algorithm(config, policy, torch.optim.SGD(policy.parameters(), lr=1.0))
+    algorithm.update(mdp.enumerate(policy), generator=torch.Generator().manual_seed(0))
+    assert (policy.logits - solution.logprobs[0]).abs().max() < 1e-9
+    if algorithm.needs_critic:
+        assert (policy.critic - solution.values[0]).abs().max() < 1e-9
+
+
+def test_k3_of_the_answer_as_a_loss_has_its_own_optimum():
+    """`π(y) = β π_ref(y) / (λ - r(y))`, λ such that it sums to 1: there a step expects nothing; at π* it does."""
+    mdp = TokenMDP(**TINY, seed=1)
+    reference = mdp.string_logprobs(mdp.reference_logprobs).exp()
+    rewards, beta = mdp.string_rewards, mdp.coefficient
+    low, high = rewards.max() + 1e-12, rewards.max() + 10
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (beta * reference / (middle - rewards)).sum() > 1 else (low, middle)
+    own = exact.policy_of_strings(mdp, (beta * reference / (low - rewards)).log())
+    options = {"name": "reinforce", "baseline": "none", "view": "answer", "kl_placement": "loss"}
+    k3 = options | {"kl_estimator": "k3"}
+    torch.testing.assert_close(expected_step(mdp, own, k3), torch.zeros_like(own[0]), **TIGHT)
+    assert mdp.gap(own) > 0.005
+    optimum = mdp.optimal_solution().logprobs
+    assert expected_step(mdp, optimum, k3).norm() > 0.01
+    # k2 of the answer as a loss has the tilted optimum.
+    k2 = options | {"kl_estimator": "k2"}
+    torch.testing.assert_close(expected_step(mdp, optimum, k2), torch.zeros_like(own[0]), **TIGHT)
+
+
+def test_grpo_as_published_has_its_own_optimum():
+    """Standardised groups, k3 per token as a loss, means per answer: where its exact expectation vanishes."""
+    mdp = TokenMDP(**TINY, seed=1)
+    options = {"name": "grpo", "kl_coefficient": 0.5}
+    rewards, mask, lengths = mdp.string_rewards[0], mdp.string_mask, mdp.string_mask.sum(1)
+    difference = rewards.unsqueeze(1) - rewards
+    standardised = difference / 2 / (difference.abs() / 2**0.5 + 1e-4)
+    reference = mdp.reference_logprobs[0][mdp.string_prefixes, mdp.string_tokens]
+    logits = mdp.reference_logprobs.clone().requires_grad_()
+    for _ in range(3000):
+        logprobs = logits.log_softmax(-1)
+        chances = mdp.string_logprobs(logprobs.detach())[0].exp()
+        own = logprobs[0][mdp.string_prefixes, mdp.string_tokens]
+        k3 = (reference - own).exp() - 1 - (reference - own)
+        gains = (standardised @ chances).unsqueeze(1) * own - 0.5 * k3
+        (slope,) = torch.autograd.grad((chances / lengths * (gains * mask).sum(1)).sum(), logits)
+        with torch.no_grad():
+            logits += 2 * slope
+        if slope.abs().max() < 1e-12:
+            break
+    found = logits.detach().log_softmax(-1)
+    torch.testing.assert_close(
+        expected_step(mdp, found, options, samples=2), torch.zeros_like(found[0]), rtol=0, atol=1e-8
+    )
+    assert mdp.gap(found) > 0.005
+    assert expected_step(mdp, mdp.optimal_solution().logprobs, options, samples=2).norm() > 0.01
