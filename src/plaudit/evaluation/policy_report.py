@@ -84,7 +84,7 @@ def pick_examples(
         gain = next(iter(policies.values())).rewards[judge][:, 0] - start.rewards[judge][:, 0]
         known = np.flatnonzero(~np.isnan(gain))
         order = known[np.argsort(-gain[known], kind="stable")] if known.size else order
-    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)) if count else []
+    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
     found = []
     for row in (int(order[place]) for place in places):
         rewards = {}

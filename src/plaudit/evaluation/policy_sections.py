@@ -125,13 +125,13 @@ def frontier_section(comparison: PolicyComparison, plots: Mapping[str, Plot]) ->
         body += embed(plots["best_of_n"])
         points = [point for point in comparison.points if point.run == BEST_OF_N]
         names = list(points[0].values)
-        rows = []
+        lines: list[tuple[Any, ...]] = []
         for point in points:
             values = [cell(point.values[name]) for name in names]
             gains = [cell(point.gains[name], signed=True) for name in names]
-            rows.append((point.label, point.kl.value, *values, *gains))
-        columns = ("favourite of", "KL, at most", *names, *(f"gain in {name}" for name in names))
-        body += details("best of n as a table", table(columns, rows))
+            lines.append((point.label, point.kl.value, *values, *gains))
+        heads = ("favourite of", "KL, at most", *names, *(f"gain in {name}" for name in names))
+        body += details("best of n as a table", table(heads, lines))
     intro = (
         "Whoever optimises a proxy gains at first what is wanted, and later only the proxy. Best of n is what can be "
         "had without training: it lies near the best that is possible at its distance."
@@ -187,7 +187,7 @@ def example_section(examples: Sequence[SideBySide], judge: str | None) -> Sectio
     """Answers before and after, side by side."""
     if not examples:
         return None
-    parts = []
+    parts: list[str] = []
     for example in examples:
         columns = []
         for place, model in enumerate(example.models):
