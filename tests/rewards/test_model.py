@@ -9,10 +9,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit.data.records import Message
 from plaudit.models.reward_model import RewardModel
+from plaudit.models.scoring import score_tokens
 from plaudit.rewards.base import Sample, as_reward
 from plaudit.rewards.combine import combine
 from plaudit.rewards.model import ModelReward, frozen, weights_hash
 from plaudit.rewards.normalise import stored_of
+from plaudit.rewards.spans import token_ends, token_rewards
 from tests.models.conftest import word_tokenizer
 from tests.models.test_saving import build
 
@@ -73,6 +75,52 @@ def test_a_classifier_by_others_is_a_reward(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = float(classifier(**inputs).logits[0, 0])
     assert float(as_reward(tmp_path)(SAMPLES[1:2]).total[0]) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"aggregation": "discounted_sum"}, {"aggregate_over": "text"}])
+def test_what_each_piece_of_text_adds_to_a_sum(tmp_path: Path, options: dict[str, Any]) -> None:
+    word_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    model = build(str(tmp_path / "tokenizer"), **({"aggregation": "sum"} | options))
+    model.set_normalisation(-1.5, 2.0)
+    score = ModelReward(model, token_budget=24)(SAMPLES)
+    plain = ModelReward(model, token_spans=False)(SAMPLES)
+    torch.testing.assert_close(score.total, plain.total)
+    assert plain.spans is None
+    assert score.spans is not None
+    assert [(start, end) for start, end, _ in score.spans[1]] == [(0, 4), (4, 8), (8, 12)]
+    # A decoder's pieces do not know what follows: those of a longer answer begin with those of a shorter one.
+    longer = ModelReward(model)([Sample("the cat", "very bad yes no cat")])
+    assert longer.spans is not None
+    assert [value for *_, value in longer.spans[0]][:3] == pytest.approx([v for *_, v in score.spans[1]], abs=1e-5)
+    # One word less changes the total by what the last word, and the end behind it, add.
+    cut = [Sample("the cat", text, finished=False) for text in ("very bad", "very bad yes")]
+    totals = ModelReward(model, token_spans=False)(cut).total
+    assert float(totals[1] - totals[0]) == pytest.approx(score.spans[1][2][2], abs=1e-5)
+    # On the policy's own tokens all of it adds up to the total.
+    found = token_rewards(score, 1, [1, 4, 8, 12, 12])
+    assert float(found.sum()) == pytest.approx(float(score.total[1]), abs=1e-5)
+    assert found[2].item() == pytest.approx(score.spans[1][1][2])
+
+
+def test_only_sums_have_pieces(folder: Path) -> None:
+    model = RewardModel.from_pretrained(folder)
+    assert ModelReward(model)(SAMPLES).spans is None
+    with pytest.raises(ValueError, match="'last' do not add up"):
+        score_tokens(model, [])
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes; 0 is its end token."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return bytes(token for token in ids if token).decode(errors="replace")
+
+
+def test_characters_of_several_tokens_are_written_by_the_last() -> None:
+    assert token_ends(Bytes(), [*"a猫b".encode(), 0], "a猫b") == [1, 1, 1, 2, 3, 3]
+    assert token_ends(Bytes(), list(b"  ab"), "ab") == [0, 0, 1, 2]
+    assert token_ends(Bytes(), list(b" ab"), " ab") == [1, 2, 3]
+    assert token_ends(Bytes(), [], "") == []
 
 
 def test_what_cannot_be_scored_is_invalid(folder: Path) -> None:

@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from plaudit.core.layout import PackedBatch
 from plaudit.data.packing import pack_groups
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
+from plaudit.models.aggregation import token_spans
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
+
+
+ADDING = ("sum", "discounted_sum")
+"""Aggregations by which a score is the sum of what its tokens add."""
 
 
 @dataclass
@@ -43,7 +49,6 @@ class _Job:
         return TokenisedGroup((block,))
 
 
-@torch.no_grad()
 def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, token_budget: int = 8192) -> list[Tensor]:
     """Raw scores of tokenised groups, without dropout.
 
@@ -63,9 +68,57 @@ def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, toke
     Raises:
         ValueError: if the budget is below 1.
     """
+    results = [torch.full((group.num_slots, model.num_outputs), torch.nan) for group in groups]
+    for batch, owners in _forwards(model, groups, token_budget):
+        scores = model(batch).float().cpu().reshape(len(owners), -1)
+        for row, (group, slot) in zip(scores, owners, strict=True):
+            results[group][slot] = row
+    return results if model.attributes else [result.squeeze(-1) for result in results]
+
+
+def score_tokens(
+    model: "RewardModel", groups: Sequence[TokenisedGroup], *, token_budget: int = 8192
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Raw scores, and what each token of a completion adds to them: `w_t W·h_t` of a (discounted) sum over tokens.
+
+    What the tokens leave of a score is the head's bias, and what the prompt's tokens add where they are read too.
+
+    Args:
+        model, groups, token_budget: as in `score_groups`; the model's aggregation is `sum` or `discounted_sum`.
+
+    Returns:
+        For each of the `P` groups its scores as `score_groups` gives them, and by slot the tokens' parts `[T, A]`
+        (`[T, 1]` without attributes).
+
+    Raises:
+        ValueError: for another aggregation, or a budget below 1.
+    """
+    if model.parts.aggregation not in ADDING:
+        raise ValueError(f"the tokens of a model that aggregates by {model.parts.aggregation!r} do not add up")
+    results = [torch.full((group.num_slots, model.num_outputs), torch.nan) for group in groups]
+    tokens: list[list[Tensor]] = [[torch.empty(0)] * group.num_slots for group in groups]
+    aggregation: Any = model.aggregation
+    for batch, owners in _forwards(model, groups, token_budget):
+        states = model.states(batch)
+        spans = token_spans(batch.layout, aggregation.over)
+        weights = aggregation.weights(spans).float()[:, None]
+        added = (states.float()[spans.places] @ model.head.weight.float().T * weights).cpu()
+        scores = model.head_scores(states, batch).cpu()
+        own = batch.layout.completion_ends - batch.layout.completion_starts
+        ends = spans.lengths.cumsum(0).tolist()
+        for row, end, length, (group, slot) in zip(scores, ends, own.tolist(), owners, strict=True):
+            results[group][slot] = row
+            tokens[group][slot] = added[end - length : end]
+    return (results if model.attributes else [result.squeeze(-1) for result in results]), tokens
+
+
+@torch.no_grad()
+def _forwards(
+    model: "RewardModel", groups: Sequence[TokenisedGroup], token_budget: int
+) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
+    """Batches within the budget, and the group and slot of each of their completions; evaluation mode meanwhile."""
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; it must be at least 1")
-    results = [torch.full((group.num_slots, model.num_outputs), torch.nan) for group in groups]
     training = model.training
     model.eval()
     try:
@@ -73,14 +126,10 @@ def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, toke
         jobs_of_all = _jobs(groups, token_budget, share=model.causal and model.packed)
         for jobs in _batches(jobs_of_all, token_budget, packed=model.packed):
             batch = pack_groups([job.group() for job in jobs], causal=model.causal).to(model.device)
-            scores = model(batch).float().cpu().reshape(batch.layout.num_completions, -1)
             places = zip(batch.layout.group_index.tolist(), batch.layout.slot_index.tolist(), strict=True)
-            for row, (job, slot) in zip(scores, places, strict=True):
-                group, owner_slot = jobs[job].owners[slot]
-                results[group][owner_slot] = row
+            yield batch, [jobs[job].owners[slot] for job, slot in places]
     finally:
         model.train(training)
-    return results if model.attributes else [result.squeeze(-1) for result in results]
 
 
 def _jobs(groups: Sequence[TokenisedGroup], token_budget: int, *, share: bool) -> list[_Job]:

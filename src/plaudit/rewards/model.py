@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plaudit.data.tokenising import TextTooLongError, TokenisedGroup
-from plaudit.models.scoring import score_groups
-from plaudit.rewards.base import Sample, Score, score_values
+from plaudit.models.scoring import ADDING, score_groups, score_tokens
+from plaudit.rewards.base import Sample, Score, Span, score_values
+from plaudit.rewards.spans import token_ends
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
@@ -77,6 +78,8 @@ class ModelReward:
         name: its name in logs.
         normalised: subtract the stored mean, so that 0 is an average demonstration.
         token_budget: most tokens in one forward.
+        token_spans: whether a model that sums over tokens (`sum`, `discounted_sum`) says as `Score.spans` what each
+            piece of the text adds; the bias, the stored mean and the end token's part are earned at the end.
         frozen: the model's weights as they were; `check` compares.
     """
 
@@ -84,6 +87,7 @@ class ModelReward:
     name: str = "model"
     normalised: bool = True
     token_budget: int = 8192
+    token_spans: bool = True
     frozen: Frozen = field(init=False, repr=False, compare=False)
 
     is_checked = True
@@ -99,6 +103,7 @@ class ModelReward:
         name: str | None = None,
         normalised: bool = True,
         token_budget: int = 8192,
+        token_spans: bool = True,
         device: str | None = None,
         **options: Any,
     ) -> "ModelReward":
@@ -109,6 +114,7 @@ class ModelReward:
             name: its name in logs; by default the last part of the folder's name.
             normalised: see the class.
             token_budget: see the class.
+            token_spans: see the class.
             device: where it runs; None takes the accelerator where there is one.
             options: of `RewardModel.from_pretrained`, e.g. `dtype`, `too_long="truncate_prompt"`.
 
@@ -119,7 +125,7 @@ class ModelReward:
 
         model = RewardModel.from_pretrained(name_or_folder, **options)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, name or Path(name_or_folder).name, normalised, token_budget)
+        return cls(model, name or Path(name_or_folder).name, normalised, token_budget, token_spans)
 
     def check(self) -> None:
         """See that the model has not changed since; see `Frozen.check`."""
@@ -147,10 +153,30 @@ class ModelReward:
             places.append(place)
         values: list[float | None] = [None] * len(samples)
         parts: dict[str, list[float | None]] = {name: [None] * len(samples) for name in self.model.attributes}
-        scores = score_groups(self.model, groups, token_budget=self.token_budget) if groups else []
+        adding = self.token_spans and self.model.causal and self.model.parts.aggregation in ADDING
+        spans: list[list[Span]] | None = [[] for _ in samples] if adding else None
+        if spans is not None:
+            scores, tokens = score_tokens(self.model, groups, token_budget=self.token_budget)
+            for place, group, (added,) in zip(places, groups, tokens, strict=True):
+                ids = group.blocks[0].completions[0]
+                spans[place] = self._spans(ids, samples[place].completion, self.model.total(added).reshape(-1))
+        else:
+            scores = score_groups(self.model, groups, token_budget=self.token_budget)
         for place, raw in zip(places, scores, strict=True):
             shown = self.model.normalise(raw) if self.normalised else raw
             values[place] = float(self.model.total(shown)[0])
             for number, name in enumerate(self.model.attributes):
                 parts[name][place] = float(shown[0, number])
-        return score_values(samples, values, name=self.name, parts=parts or None, problems=problems)
+        return score_values(samples, values, name=self.name, parts=parts or None, spans=spans, problems=problems)
+
+    def _spans(self, ids: Sequence[int], completion: str, added: Tensor) -> list[Span]:
+        """What each piece of the completion adds, `added [T]` by token; tokens that write nothing join the next one."""
+        spans: list[Span] = []
+        start, waiting = 0, 0.0
+        ends = token_ends(self.model.tokenizer, ids, completion)
+        for end, value in zip(ends, added.tolist(), strict=True):
+            waiting += value
+            if end > start:
+                spans.append((start, end, waiting))
+                start, waiting = end, 0.0
+        return spans

@@ -1,11 +1,33 @@
 """From character spans to the policy's tokens, whatever tokens the reward saw."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plaudit.rewards.base import Score
+
+
+def token_ends(tokenizer: Any, ids: Sequence[int], completion: str) -> list[int]:
+    """For each token how many characters of the completion have been written with it; special tokens write none.
+
+    Args:
+        tokenizer: the tokenizer of these ids.
+        ids: the `T` tokens of the completion.
+        completion: its text, perhaps without the white space that the tokens begin with.
+
+    Returns:
+        `T` numbers that never fall. A character of several tokens is written by the last of them.
+    """
+    texts = [str(tokenizer.decode(list(ids[: count + 1]), skip_special_tokens=True)) for count in range(len(ids))]
+    before = 0 if not texts or completion[:1].isspace() else len(texts[-1]) - len(texts[-1].lstrip())
+    ends: list[int] = []
+    for text in texts:
+        # Half a character decodes to a replacement sign, which the next token takes back.
+        whole = text if text == texts[-1] else text.rstrip("\ufffd")
+        ends.append(max(min(max(len(whole) - before, 0), len(completion)), ends[-1] if ends else 0))
+    return ends
 
 
 def token_rewards(score: Score, index: int, token_ends: Sequence[int]) -> Tensor:

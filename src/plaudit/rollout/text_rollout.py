@@ -12,9 +12,8 @@ from plaudit.data.records import PromptRecord
 from plaudit.models.policy import ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score
 from plaudit.rewards.normalise import without_updates
-from plaudit.rewards.spans import token_rewards
+from plaudit.rewards.spans import token_ends, token_rewards
 from plaudit.rollout.generate import GenerationResult, generate
-from plaudit.rollout.stopping import decode
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.trajectory import Trajectory, new_trajectory
 
@@ -200,7 +199,7 @@ def _trajectory(answers: Answers, rows: list[int], tokenizer: object, missing_en
         continues[place, : length - 1] = 1.0
         if score.spans is not None and score.spans[row]:
             rewards[place, :length] = token_rewards(
-                score, row, _written(tokenizer, ids, answers.samples[row].completion)
+                score, row, token_ends(tokenizer, ids, answers.samples[row].completion)
             )
         else:
             rewards[place, length - 1] = remainder[row]
@@ -214,15 +213,6 @@ def _trajectory(answers: Answers, rows: list[int], tokenizer: object, missing_en
         mask=mask,
         group_ids=torch.tensor([found.prompt_index[row] for row in rows]),
     )
-
-
-def _written(tokenizer: object, ids: list[int], completion: str) -> list[int]:
-    """For each token, how many characters of the completion have been written with it."""
-    texts = [decode(tokenizer, ids[: count + 1]) for count in range(len(ids))]
-    before = len(texts[-1]) - len(texts[-1].lstrip())
-    ends = [min(max(len(text) - before, 0), len(completion)) for text in texts]
-    # Half a character decodes to a replacement sign, which may be taken back by the next token.
-    return torch.tensor(ends).cummax(0).values.tolist()
 
 
 def _greedy_rewards(
