@@ -1,4 +1,4 @@
-"""What the tests of algorithms share: learning on a `TokenMDP`, and expectations by enumeration."""
+"""What the tests of algorithms share: expectations by enumeration."""
 
 import itertools
 
@@ -6,40 +6,6 @@ import torch
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.algorithm import AlgorithmConfig
-
-
-def greedy_returns(mdp, logits, discount=1.0):
-    """`[P]`: the discounted reward of the answer that takes the likeliest token everywhere."""
-    best = logits.detach().argmax(-1).view(mdp.num_prompts, -1)
-    found = []
-    for prompt in range(mdp.num_prompts):
-        prefix, total, factor = 0, 0.0, 1.0
-        while prefix >= 0:
-            token = int(best[prompt, prefix])
-            total += factor * float(mdp.rewards[prompt, prefix, token])
-            prefix, factor = int(mdp.next_prefix[prefix, token]), factor * discount
-        found.append(total)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def learn(mdp, options, *, updates, rows=256, samples=4, rate=0.1, seed=0):
-    """The table of log-probabilities after `updates` batches of `rows` sampled strings, the rate decayed to 0."""
-    policy = mdp.policy()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    config = AlgorithmConfig(**{"kl_coefficient": mdp.coefficient} | options)
-    algorithm = build_algorithm(config, policy, optimizer, total_updates=updates)
-    generator = torch.Generator().manual_seed(seed)
-    groups = torch.arange(rows) // samples
-    prompts = groups % mdp.num_prompts
-    for _ in range(updates):
-        found = mdp.sample(policy, prompts, generator=generator).with_fields(group_ids=groups)
-        baselines = None
-        if algorithm.needs_greedy:
-            baselines = greedy_returns(mdp, policy.logits, config.discount)[prompts]
-        algorithm.update(found, baselines=baselines, generator=generator)
-        schedule.step()
-    return mdp.logprob_table(policy).detach()
 
 
 def expected_step(mdp, logits, options, *, samples=1, baselines=None, values=None):

@@ -7,7 +7,8 @@ from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.rollout import exact
 from plaudit.rollout.token_mdp import TokenMDP
-from tests.algorithms.problems import TINY, expected_step, greedy_returns, random_logits
+from studies.algorithms import greedy_returns
+from tests.algorithms.problems import TINY, expected_step, random_logits
 
 TIGHT = {"rtol": 0, "atol": 1e-10}
 SUM = {"reduction": "sequence_sum"}

@@ -4,44 +4,14 @@ import pytest
 import torch
 
 from plaudit.rollout.token_mdp import TokenMDP
-from tests.algorithms.problems import SMALL, learn
-
-ROUTES = {
-    "reinforce, no baseline": {"name": "reinforce", "baseline": "none"},
-    "reinforce, running mean": {"name": "reinforce"},
-    "reinforce, prompt mean": {"name": "reinforce", "baseline": "prompt_mean"},
-    "reinforce, greedy answer (ReMax)": {"name": "reinforce", "baseline": "greedy", "view": "answer"},
-    "reinforce, learned value": {"name": "reinforce", "baseline": "value", "gae_lambda": 1.0},
-    "reinforce, learned value of the prompt": {"name": "reinforce", "baseline": "value", "view": "answer"},
-    "rloo": {"name": "rloo"},
-    "grpo, penalty in the reward": {"name": "grpo", "kl_placement": "reward"},
-    "grpo, unbiased": {
-        "name": "grpo",
-        "baseline": "prompt_mean",
-        "reduction": "sequence_sum",
-        "kl_placement": "reward",
-    },
-    "reinforce++": {"name": "reinforce_pp"},
-    "actor-critic": {"name": "actor_critic"},
-    "a2c": {"name": "a2c"},
-    "a2c, two steps": {"name": "a2c", "num_steps": 2},
-    "ppo, clip": {"name": "ppo"},
-    "ppo, clip, minibatches, early stop": {"name": "ppo", "minibatches": 2, "target_kl": 0.02},
-    "ppo, penalty": {"name": "ppo", "surrogate": "kl"},
-    "ppo, both": {"name": "ppo", "surrogate": "both", "old_kl_target": 0.01},
-}
-"""Options whose optimum is `π* ∝ π_ref exp(r/β)`."""
-
-
-def updates_of(options, full):
-    steps = options.get("epochs", 4 if options["name"] == "ppo" else 1)
-    return (400 if full else 120) // (2 if steps > 1 else 1)
+from studies.algorithms import ROUTES, learn, number_of_updates
+from tests.algorithms.problems import SMALL
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_reaches_the_tilted_optimum(route):
     mdp = TokenMDP(**SMALL, seed=2)
-    assert mdp.gap(learn(mdp, ROUTES[route], updates=updates_of(ROUTES[route], full=False))) < 0.01
+    assert mdp.gap(learn(mdp, ROUTES[route], updates=number_of_updates(ROUTES[route], 70))) < 0.01
 
 
 @pytest.mark.slow
@@ -49,7 +19,7 @@ def test_reaches_the_tilted_optimum(route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_reaches_the_tilted_optimum_on_the_full_problem(route, seed):
     mdp = TokenMDP(seed=seed)
-    table = learn(mdp, ROUTES[route], updates=updates_of(ROUTES[route], full=True), rows=512, seed=seed)
+    table = learn(mdp, ROUTES[route], updates=number_of_updates(ROUTES[route], 300), seed=seed)
     optimum = mdp.optimal_solution().logprobs
     assert mdp.gap(table) < 0.01
     assert mdp.total_variation(table, optimum).item() < 0.1
@@ -58,7 +28,7 @@ def test_reaches_the_tilted_optimum_on_the_full_problem(route, seed):
 def test_several_prompts_with_rewards_of_other_sizes():
     mdp = TokenMDP(**SMALL, num_prompts=3, reward_scales=[1.0, 3.0, 0.3], seed=4)
     for name in ("rloo", "ppo"):
-        table = learn(mdp, {"name": name}, updates=150 if name == "rloo" else 60, rows=240)
+        table = learn(mdp, {"name": name}, updates=90 if name == "rloo" else 45, rows=240)
         assert mdp.gap(table) < 0.01, name
 
 
@@ -68,7 +38,7 @@ def test_discount_and_rewards_of_transitions(options):
     shape = (1, 7, 3)
     extra = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     mdp = TokenMDP(**SMALL, transition_rewards=extra, seed=1)
-    updates = updates_of(options, full=False)
+    updates = number_of_updates(options, 70)
     table = learn(mdp, options | {"discount": 0.6}, updates=updates)
     assert mdp.gap(table, discount=0.6) < 0.01
     assert mdp.gap(table) > 0.02
@@ -76,7 +46,7 @@ def test_discount_and_rewards_of_transitions(options):
 
 def test_without_a_penalty_the_best_string_wins():
     mdp = TokenMDP(**SMALL, seed=2)
-    table = learn(mdp, {"name": "ppo", "kl_placement": "none"}, updates=60)
+    table = learn(mdp, {"name": "ppo", "kl_placement": "none"}, updates=30)
     best = mdp.string_rewards.max().item()
     assert mdp.expected_reward(table).item() == pytest.approx(best, abs=0.02)
     assert mdp.gap(table) > 0.1
@@ -86,7 +56,7 @@ def test_an_entropy_bonus_keeps_the_policy_open():
     """`J + c₂ Σ_t H` has its optimum where the policy is the softmax of `Q / c₂`: of the uniform reference."""
     mdp = TokenMDP(**SMALL, reference_scale=0.0, coefficient=0.3, seed=2)
     options = {"name": "a2c", "kl_placement": "none", "entropy_coefficient": 0.3, "reduction": "sequence_sum"}
-    table = learn(mdp, options, updates=150)
+    table = learn(mdp, options, updates=80)
     # Per step the bonus is the entropy at that state alone, with the states held fixed, so the soft values of later
     # states carry no bonus: π(a|s) ∝ exp(Q(s, a) / c₂), Q of the reward.
     values = mdp.evaluate(table, coefficient=0.0).action_values

@@ -49,7 +49,7 @@ def _perceptron(sizes: Sequence[int], last_gain: float, generator: torch.Generat
     layers: list[nn.Module] = []
     for place in range(len(sizes) - 1):
         last = place == len(sizes) - 2
-        layer = nn.Linear(sizes[place], sizes[place + 1])
+        layer = nn.utils.skip_init(nn.Linear, sizes[place], sizes[place + 1])
         nn.init.orthogonal_(layer.weight, last_gain if last else math.sqrt(2), generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer] if last else [layer, nn.Tanh()]

@@ -1,0 +1,106 @@
+"""Learning by playing: an environment whose optimum is known at once, and CartPole with published settings (slow)."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from plaudit.algorithms.build import build_algorithm
+from plaudit.algorithms.control import learn
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.models.control import ActorCriticNetwork
+from plaudit.rollout.control import ControlPolicy
+from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+from studies.control import train
+
+STATES, LIMIT = 4, 8
+
+
+class Echo(gymnasium.Env):
+    """Pays 1 for the action that equals the observation; every episode is cut off after 8 steps."""
+
+    observation_space = spaces.Discrete(STATES)
+    action_space = spaces.Discrete(STATES)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.state = 0, int(self.np_random.integers(STATES))
+        return np.int64(self.state), {}
+
+    def step(self, action):
+        paid = float(int(action) == self.state)
+        self.time, self.state = self.time + 1, int(self.np_random.integers(STATES))
+        return np.int64(self.state), paid, False, self.time >= LIMIT, {}
+
+
+def agent(seed=0, rate=0.02, **options):
+    policy = ControlPolicy(ActorCriticNetwork(STATES, STATES, hidden=(16,), seed=seed))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
+    config = AlgorithmConfig(kl_placement="none", discount=0.9, **options)
+    return policy, optimizer, build_algorithm(config, policy, optimizer, max_gradient_norm=0.5, total_updates=30)
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "ppo", "clip_schedule": "linear"}, {"name": "a2c"}, {"name": "actor_critic"}]
+)
+def test_learns_to_echo(options):
+    policy, optimizer, algorithm = agent(**options)
+    collector = Collector(make_environments(Echo, 8), seed=0)
+    seen, rates = [], []
+
+    def report(update, metrics):
+        seen.append(metrics)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    metrics = learn(algorithm, policy, optimizer, collector, num_steps=16, num_updates=30, schedule="linear",
+                    generator=torch.Generator().manual_seed(0), report=report)  # fmt: skip
+    collector.environments.close()
+    assert metrics == seen[-1]
+    assert rates == pytest.approx([0.02 * (1 - update / 30) for update in range(30)])
+    assert collector.num_steps_taken == 30 * 16 * 8
+    returns = evaluate_policy(Echo, ControlPolicy(policy.network, greedy=True), num_episodes=16)
+    assert returns == [LIMIT] * 16
+    assert np.mean(collector.episode_returns[:8]) < 4  # a fresh agent gets a quarter of it
+    if options["name"] == "ppo":
+        # Cut off, not ended: the values are those of going on for ever, 1 / (1 - γ) = 10; ends would give 3.6.
+        assert policy.values(torch.arange(STATES)).mean().item() == pytest.approx(10, rel=0.3)
+
+
+def test_learning_is_the_same_twice():
+    found = []
+    for _ in range(2):
+        policy, optimizer, algorithm = agent(name="ppo", minibatches=2)
+        collector = Collector(make_environments(Echo, 4), seed=3)
+        learn(algorithm, policy, optimizer, collector, num_steps=8, num_updates=3,
+              generator=torch.Generator().manual_seed(1))  # fmt: skip
+        collector.environments.close()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match="at least 1, got 8 and 0"):
+        learn(algorithm, policy, optimizer, collector, num_steps=8, num_updates=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("name", "seeds"), [("ppo", 10), ("a2c", 10)])
+def test_cartpole_reaches_the_published_return(name, seeds):
+    """Published for the peer: 500 ± 0. The interquartile mean over seeds, with a bootstrap interval that reaches it."""
+    means = []
+    for seed in range(seeds):
+        policy = train(name, seed)
+        returns = evaluate_policy("CartPole-v1", ControlPolicy(policy.network, greedy=True), num_episodes=100,
+                                  seed=12345 + seed)  # fmt: skip
+        means.append(np.mean(returns))
+    drawn = np.random.default_rng(0).choice(means, (2000, seeds))
+
+    def interquartile(values):
+        ordered = np.sort(values, -1)
+        cut = values.shape[-1] // 4
+        return ordered[..., cut : values.shape[-1] - cut].mean(-1)
+
+    low, high = np.quantile(interquartile(drawn), [0.025, 0.975])
+    middle = interquartile(np.array(means))
+    said = f"{name}: {means}, interquartile mean {middle:.1f}, 95 % {low:.1f} to {high:.1f}"
+    assert high >= 499, said
+    assert middle >= 475, said  # what Gymnasium counts as solved
