@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
     "align": ("plaudit.cli.align:align", "Improve a language model against a reward: PPO, RLOO, GRPO and others."),
     "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
-    "evaluate policy": ("plaudit.cli.evaluate:policy", "Measure an aligned model against its start: did it help?"),
+    "evaluate policy": ("plaudit.cli.evaluate:policy", "Measure an aligned model against the one it started from."),
     "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
     "generate": ("plaudit.cli.generate:generate", "Answer prompts with a language model, several times each."),
     "chat": ("plaudit.cli.chat:chat", "Talk to a language model by hand."),
