@@ -19,7 +19,7 @@ from plaudit.core.layout import PackedLayout
 from plaudit.data.packing import pack_groups
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.attention_backends import BACKENDS
-from plaudit.models.attention_layout import PackedAttention, allowed_pairs
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention, allowed_pairs
 
 HEADS, SIZE = 8, 32
 SHAPES = {
@@ -50,7 +50,8 @@ def masked_blocks(query: Tensor, key: Tensor, value: Tensor, attention: PackedAt
 
 def backend(name: str) -> Attend:
     """A backend of Plaudit with nothing but its tensors to choose."""
-    return lambda q, k, v, attention: BACKENDS[name](q, k, v, attention, window=None, scaling=SIZE**-0.5)
+    options = AttentionOptions(scaling=SIZE**-0.5)
+    return lambda q, k, v, attention: BACKENDS[name](q, k, v, attention, options)
 
 
 WAYS: dict[str, Attend] = {

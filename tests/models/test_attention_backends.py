@@ -1,6 +1,7 @@
 """Backends of packed attention against the reference; those for CUDA through kernels written out for the CPU."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,10 @@ from plaudit.models import attention_backends, attention_varlen
 from plaudit.models.attention_backends import BACKENDS, missing_part, pick_backend, self_test
 from plaudit.models.attention_cascade import merge_parts
 from plaudit.models.attention_flex import mask_function, padded_indices, tile_kinds
-from plaudit.models.attention_layout import PackedAttention, allowed_pairs, block_spans
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention, allowed_pairs, block_spans
 from tests.models.conftest import random_batch
 
+PLAIN = AttentionOptions(scaling=1.0)
 SHAPES = [(7, [5, 1, 8]), (1, [1]), (1, [2, 9]), (12, [1, 3, 1, 2])]
 LONG = [(300, [40, 1, 150]), (3, [200, 2]), (1, [1])]
 
@@ -33,8 +35,7 @@ def tensors(tokens: int, *, heads: int = 4, groups: int = 2, size: int = 8, valu
 def outcome(name: str, layout: PackedLayout, inputs: list[Tensor], **options: Any) -> list[Tensor]:
     """The output and every gradient of a fixed mix of it."""
     leaves = [t.clone().requires_grad_() for t in inputs]
-    options = {"window": None, "scaling": 0.4, **options}
-    out = BACKENDS[name](*leaves, PackedAttention(layout), **options)
+    out = BACKENDS[name](*leaves, PackedAttention(layout), AttentionOptions(**{"scaling": 0.4, **options}))
     mix = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
     sinks = options.get("sinks")
     return [out.detach(), *torch.autograd.grad((out * mix).sum(), [*leaves, *([] if sinks is None else [sinks])])]
@@ -77,7 +78,7 @@ def saved_sizes(layout: PackedLayout) -> list[int]:
     found = []
     leaves = [t.float().requires_grad_() for t in tensors(layout.num_tokens)]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t.numel()) or t, lambda t: t):
-        BACKENDS["blocks"](*leaves, PackedAttention(layout), window=None, scaling=1.0)
+        BACKENDS["blocks"](*leaves, PackedAttention(layout), PLAIN)
     return found
 
 
@@ -229,8 +230,8 @@ def test_flex_equals_the_reference_in_its_forward(kind: str) -> None:
     options["softcap"] = 2.0 if kind == "softcap" else None
     options["sinks"] = torch.linspace(-1, 2, 4) if kind == "sinks" else None
     with torch.no_grad():
-        ours = BACKENDS["flex"](*inputs, PackedAttention(layout), **options)
-        theirs = BACKENDS["reference"](*inputs, PackedAttention(layout), **options)
+        ours = BACKENDS["flex"](*inputs, PackedAttention(layout), AttentionOptions(**options))
+        theirs = BACKENDS["reference"](*inputs, PackedAttention(layout), AttentionOptions(**options))
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
@@ -241,14 +242,14 @@ def test_flex_equals_the_reference_in_its_forward(kind: str) -> None:
 def test_on_the_cpu_blocks_are_taken_and_others_say_what_they_need() -> None:
     layout = layout_of(SHAPES)
     inputs = tensors(layout.num_tokens)
-    assert pick_backend(PackedAttention(layout), *inputs) == "blocks"
+    assert pick_backend(PackedAttention(layout), *inputs, PLAIN) == "blocks"
     for name in ("varlen", "flash_attn", "flex"):
         with pytest.raises(ValueError, match=f"'{name}' needs .*; use attn_implementation: auto"):
-            pick_backend(PackedAttention(layout, name), *inputs)
+            pick_backend(PackedAttention(layout, name), *inputs, PLAIN)
     with torch.no_grad():
-        assert pick_backend(PackedAttention(layout, "flex"), *inputs) == "flex"
+        assert pick_backend(PackedAttention(layout, "flex"), *inputs, PLAIN) == "flex"
         with pytest.raises(ValueError, match="'flex' has no dropout"):
-            pick_backend(PackedAttention(layout, "flex"), *inputs, dropout=0.1)
+            pick_backend(PackedAttention(layout, "flex"), *inputs, replace(PLAIN, dropout=0.1))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,8 @@ def test_the_order_on_cuda(
     monkeypatch.setattr(attention_backends, "missing_part", lambda name, device: None)
     monkeypatch.setattr(attention_backends, "self_test", lambda name, *others: "broken" if name in broken else None)
     stand_in: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 27, 64))
-    assert pick_backend(PackedAttention(layout_of(SHAPES)), stand_in, stand_in, stand_in, **options) == wanted
+    asked = replace(PLAIN, **options)
+    assert pick_backend(PackedAttention(layout_of(SHAPES)), stand_in, stand_in, stand_in, asked) == wanted
 
 
 def test_the_self_test_passes_what_is_right_and_logs_what_is_not(
@@ -285,8 +287,9 @@ def test_the_self_test_passes_what_is_right_and_logs_what_is_not(
         assert self_test("blocks", cpu, torch.float32, 8, windowed) is None
     assert self_test("blocks", cpu, torch.bfloat16, 8, False) is None
 
-    def careless(*arguments: Any, window: int | None, **others: Any) -> Tensor:
-        return BACKENDS["blocks"](*arguments, window=None, **others)
+    def careless(*arguments: Any) -> Tensor:
+        *others, options = arguments
+        return BACKENDS["blocks"](*others, replace(options, window=None))
 
     monkeypatch.setitem(BACKENDS, "careless", careless)
     assert self_test("careless", cpu, torch.float32, 8, False) is None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plaudit.core.layout import PackedBatch
 from plaudit.models import attention_backends, attention_blocks, attention_layout
-from plaudit.models.attention_layout import PackedAttention, allowed_pairs
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention, allowed_pairs
 from plaudit.models.attention_reference import explicit_attention
 from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
 from plaudit.models.states import packed_states, padded_states, position_offset
@@ -127,13 +127,13 @@ def test_explicit_attention_equals_the_kernel_and_sinks_take_their_share() -> No
     query, key, value = (torch.randn(1, 2, 5, 4, generator=generator) for _ in range(3))
     mask = torch.ones(5, 5).tril().bool()
     kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.5)
-    assert torch.allclose(explicit_attention(query, key, value, mask, scaling=0.5), kernel, atol=1e-6)
+    assert torch.allclose(explicit_attention(query, key, value, mask, AttentionOptions(scaling=0.5)), kernel, atol=1e-6)
     # The first token sees itself alone: with a sink of the same logit, half of the weight is gone.
     logit = (query[0, :, 0] * key[0, :, 0]).sum(-1) * 0.5
-    out = explicit_attention(query, key, value, mask, scaling=0.5, sinks=logit)
+    out = explicit_attention(query, key, value, mask, AttentionOptions(scaling=0.5, sinks=logit))
     assert torch.allclose(out[0, :, 0], 0.5 * value[0, :, 0], atol=1e-6)
     # A tiny cap makes all scores equal: the plain mean.
-    flat = explicit_attention(query, key, value, mask, scaling=0.5, softcap=1e-6)
+    flat = explicit_attention(query, key, value, mask, AttentionOptions(scaling=0.5, softcap=1e-6))
     assert torch.allclose(flat[0, 0, 4], value[0, 0].mean(0), atol=1e-5)
 
 
@@ -170,7 +170,7 @@ def test_masks_are_built_once_per_window(
     attention = PackedAttention(random_batch(SHAPES).layout, backend)
     tensors = torch.randn(3, 1, 2, attention.layout.num_tokens, 8).unbind(0)
     for window in (4, None, 4, None):
-        attention_backends.BACKENDS[backend](*tensors, attention, window=window, scaling=1.0)
+        attention_backends.BACKENDS[backend](*tensors, attention, AttentionOptions(scaling=1.0, window=window))
     # Five prompts and nineteen completions; without a window none of them needs a mask.
     assert built == wanted
 

@@ -1,6 +1,7 @@
 """No architecture is packed unless the probe says that it may be."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,8 +121,9 @@ def test_the_twin_keeps_each_kind_of_layer_and_has_a_short_window() -> None:
 def test_the_probe_notices_a_backend_that_ignores_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     careful = packed_attention.BACKENDS["blocks"]
 
-    def careless(*arguments: Any, window: int | None, **others: Any) -> torch.Tensor:
-        return careful(*arguments, window=None, **others)
+    def careless(*arguments: Any) -> torch.Tensor:
+        *others, options = arguments
+        return careful(*others, replace(options, window=None))
 
     monkeypatch.setitem(packed_attention.BACKENDS, "blocks", careless)
     monkeypatch.setattr(probe, "_verdicts", {})

@@ -4,7 +4,6 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +11,14 @@ from torch import Tensor
 from plaudit.core.layout import PackedLayout
 from plaudit.models.attention_blocks import block_backend
 from plaudit.models.attention_flex import flex_backend
-from plaudit.models.attention_layout import PackedAttention
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention
 from plaudit.models.attention_reference import reference_backend
 from plaudit.models.attention_varlen import flash_backend, varlen_backend
 
 logger = logging.getLogger(__name__)
 
-PackedBackend = Callable[..., Tensor]
-"""`(query, key, value, attention, *, window, scaling, dropout, softcap, sinks) -> [1, heads, N, d]`; see
-`plaudit.models.attention_reference.reference_backend`."""
+PackedBackend = Callable[[Tensor, Tensor, Tensor, PackedAttention, AttentionOptions], Tensor]
+"""`(query, key, value, attention, options) -> [1, h, N, d]`; shapes as `reference_backend` says."""
 
 BACKENDS: dict[str, PackedBackend] = {
     "blocks": block_backend,
@@ -67,16 +65,7 @@ def missing_part(name: str, device: torch.device) -> str | None:
     return None
 
 
-def unsupported(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> str | None:
+def unsupported(name: str, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> str | None:
     """Why a backend cannot compute this call, or None where it can. Windows and grouped heads: all of them can.
 
     Args:
@@ -84,17 +73,15 @@ def unsupported(
         query: `[1, h, N, d]`.
         key: `[1, g, N, d]`.
         value: `[1, g, N, e]`.
-        dropout: attention dropout.
-        softcap: cap on the scores, or None.
-        sinks: `[h]` sink logits, or None.
+        options: of the layer.
     """
     if name in ("blocks", "reference"):
         return None
-    if sinks is not None and name != "flex":
+    if options.sinks is not None and name != "flex":
         return "has no attention sinks"
-    if softcap is not None and name == "varlen":
+    if options.softcap is not None and name == "varlen":
         return "has no soft-cap"
-    if dropout and name != "flash_attn":
+    if options.dropout and name != "flash_attn":
         return "has no dropout"
     if name == "flex":
         return None
@@ -107,15 +94,7 @@ def unsupported(
 
 
 def pick_backend(
-    attention: PackedAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    window: int | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    attention: PackedAttention, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
 ) -> str:
     """The backend of one layer: the one that was asked for, or the first that can do it and passes its self-test.
 
@@ -124,10 +103,7 @@ def pick_backend(
         query: `[1, h, N, d]`.
         key: `[1, g, N, d]`.
         value: `[1, g, N, e]`.
-        window: sliding window in positions, or None.
-        dropout: attention dropout.
-        softcap: cap on the scores, or None.
-        sinks: `[h]` sink logits, or None.
+        options: of the layer.
 
     Returns:
         A key of `BACKENDS`.
@@ -137,19 +113,18 @@ def pick_backend(
     """
     if attention.backend == "auto" and query.device.type != "cuda":
         return "blocks"
-    options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sinks": sinks}
     if attention.backend == "auto":
         for name in CUDA_ORDER[:-1]:
-            if missing_part(name, query.device) or unsupported(name, query, key, value, **options):
+            if missing_part(name, query.device) or unsupported(name, query, key, value, options):
                 continue
-            active = attention.active_window(window) is not None
+            active = attention.active_window(options.window) is not None
             if self_test(name, query.device, query.dtype, query.shape[-1], active) is None:
                 return name
         return CUDA_ORDER[-1]
     # FlexAttention has a forward on the CPU, which is enough to score and to test.
     forward_only = attention.backend == "flex" and query.device.type == "cpu" and not torch.is_grad_enabled()
     fault = None if forward_only else missing_part(attention.backend, query.device)
-    fault = fault or unsupported(attention.backend, query, key, value, **options)
+    fault = fault or unsupported(attention.backend, query, key, value, options)
     if fault is not None:
         raise ValueError(f"attn_implementation {attention.backend!r} {fault}; use attn_implementation: auto")
     return attention.backend
@@ -185,11 +160,12 @@ def _difference(name: str, device: torch.device, dtype: torch.dtype, size: int, 
     tokens, heads, groups = layout.num_tokens, 4, 2
     base = [torch.randn(1, tokens, n, size, generator=generator).transpose(1, 2) for n in (heads, groups, groups)]
     mix = torch.randn(1, heads, tokens, size, generator=generator).to(device)
+    options = AttentionOptions(scaling=size**-0.5, window=window)
     found = []
     for backend, kind in ((name, dtype), ("reference", torch.float32)):
         # The reference starts from the same rounded numbers.
         tensors = [t.to(device, dtype).to(kind).detach().requires_grad_() for t in base]
-        out = BACKENDS[backend](*tensors, PackedAttention(layout), window=window, scaling=size**-0.5)
+        out = BACKENDS[backend](*tensors, PackedAttention(layout), options)
         found.append([out.float().detach(), *torch.autograd.grad((out.float() * mix).sum(), tensors)])
     tolerance = 8 * torch.finfo(dtype).eps if dtype in _HALF else 1e-2
     for label, ours, theirs in zip(("output", "query", "key", "value"), *found, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from plaudit.models.attention_cascade import CascadeKernel, cascade_attention
-from plaudit.models.attention_layout import PackedAttention, Sequences, Span, visible_positions
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention, Sequences, Span, visible_positions
 from plaudit.models.attention_reference import explicit_attention
 
 _CHUNK = 256
@@ -90,25 +90,20 @@ def block_backend(
     key: Tensor,
     value: Tensor,
     attention: PackedAttention,
-    *,
-    window: int | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """Text by text; arguments and result as for `plaudit.models.attention_reference.reference_backend`.
 
     It takes every option on every device. Lengths are plain numbers here, so `torch.compile` leaves it as it is.
     """
-    window = attention.active_window(window)
-    plain = window is None and softcap is None and sinks is None and dropout == 0.0
+    window = attention.active_window(options.window)
+    explicit = options.softcap is not None or options.sinks is not None
+    plain = window is None and not explicit and options.dropout == 0.0
     if plain and query.device.type == "cpu" and query.shape[-1] == key.shape[-1] == value.shape[-1]:
-        return cascade_attention(query, key, value, attention, CPU_KERNEL, scaling=scaling)
+        return cascade_attention(query, key, value, attention, CPU_KERNEL, scaling=options.scaling)
     groups = query.shape[1] // key.shape[1]
     sizes = [end - start for start, end in attention.pieces]
     parts = [t.split(sizes, dim=2) for t in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    explicit = softcap is not None or sinks is not None
     masks = _explicit_masks if explicit else _kernel_masks
     calls = attention.derived(("calls", window), lambda: plan_calls(attention, window))
     found = attention.derived(
@@ -119,10 +114,10 @@ def block_backend(
         q = parts[0][call.piece][:, :, call.queries[0] : call.queries[1]]
         k, v = (_gather(t, call) for t in parts[1:])
         if explicit:
-            out = explicit_attention(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+            out = explicit_attention(q, k, v, mask, options)
         else:
             out = nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=call.causal
+                q, k, v, attn_mask=mask, dropout_p=options.dropout, scale=options.scaling, is_causal=call.causal
             )
         outputs.append(out)
     return torch.cat(outputs, dim=2)

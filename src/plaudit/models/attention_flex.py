@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from plaudit.core.layout import PackedLayout
-from plaudit.models.attention_layout import PackedAttention
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention
 
 TILE = 128
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -171,12 +171,7 @@ def flex_backend(
     key: Tensor,
     value: Tensor,
     attention: PackedAttention,
-    *,
-    window: int | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """FlexAttention; arguments and result as for `reference_backend`. On the CPU only without gradients, and slowly.
 
@@ -185,22 +180,22 @@ def flex_backend(
     Raises:
         ValueError: for dropout, which FlexAttention does not have.
     """
-    if dropout:
+    if options.dropout:
         raise ValueError("FlexAttention has no dropout; use attn_implementation: auto")
-    window = attention.active_window(window)
+    window, sinks = attention.active_window(options.window), options.sinks
     mask = attention.derived(("flex", window), lambda: block_mask(attention.layout, window))
     tokens = query.shape[2]
     extra = -tokens % TILE
     padded = [nn.functional.pad(t, (0, 0, 0, extra)) for t in (query, key, value)]
     attend = _compiled() if query.device.type == "cuda" else flex_attention
-    options: dict[str, Any] = {"score_mod": _score_function(softcap), "block_mask": mask, "scale": scaling}
-    options["enable_gqa"] = query.shape[1] != key.shape[1]
+    own: dict[str, Any] = {"score_mod": _score_function(options.softcap), "block_mask": mask, "scale": options.scaling}
+    own["enable_gqa"] = query.shape[1] != key.shape[1]
     out: Tensor
     if sinks is None:
-        out = attend(*padded, **options)[:, :, :tokens]
+        out = attend(*padded, **own)[:, :, :tokens]
         return out
     from torch.nn.attention.flex_attention import AuxRequest
 
-    out, aux = attend(*padded, return_aux=AuxRequest(lse=True), **options)
+    out, aux = attend(*padded, return_aux=AuxRequest(lse=True), **own)
     share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[:, None]).unsqueeze(-1)
     return (out * share).to(out.dtype)[:, :, :tokens]

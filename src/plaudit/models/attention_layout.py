@@ -43,6 +43,25 @@ def visible_positions(queries: Tensor, keys: Tensor, *, causal: bool, window: in
     return allowed
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What a layer asks of attention besides the layout.
+
+    Attributes:
+        scaling: factor on the scores.
+        window: sliding window in positions, exclusive, or None.
+        dropout: probability of dropping an attention weight.
+        softcap: cap on the scores (Gemma 2), or None.
+        sinks: `[h]` logits that take probability and give nothing (gpt-oss), or None.
+    """
+
+    scaling: float
+    window: int | None = None
+    dropout: float = 0.0
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class BlockSpans:
     """Where one block stands in the row.

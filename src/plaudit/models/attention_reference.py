@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from plaudit.models.attention_layout import PackedAttention
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention
 
 
 def explicit_attention(
@@ -12,11 +12,7 @@ def explicit_attention(
     key: Tensor,
     value: Tensor,
     mask: Tensor,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """Attention written out, for what the fused kernel cannot express: soft-capped scores and attention sinks.
 
@@ -28,24 +24,21 @@ def explicit_attention(
         key: `[B, h, S, d]`, already repeated to the number of query heads.
         value: `[B, h, S, d]`.
         mask: broadcastable to `[B, h, Q, S]`: bool, True attends, or additive.
-        scaling: factor on the scores.
-        dropout: probability of dropping an attention weight.
-        softcap: the cap, or None.
-        sinks: `[h]` logits, or None.
+        options: of the layer; its window has to be in the mask.
 
     Returns:
         `[B, h, Q, d]`.
     """
-    scores = (query @ key.transpose(-1, -2)) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = (query @ key.transpose(-1, -2)) * options.scaling
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    if sinks is not None:
-        sink = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+    if options.sinks is not None:
+        sink = options.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         weights = torch.cat((scores, sink), -1).softmax(-1, dtype=torch.float32)[..., :-1]
     else:
         weights = scores.softmax(-1, dtype=torch.float32)
-    weights = nn.functional.dropout(weights, dropout, training=dropout > 0.0)
+    weights = nn.functional.dropout(weights, options.dropout, training=options.dropout > 0.0)
     return weights.to(value.dtype) @ value
 
 
@@ -54,12 +47,7 @@ def reference_backend(
     key: Tensor,
     value: Tensor,
     attention: PackedAttention,
-    *,
-    window: int | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """The reference: one boolean mask over the whole row, handed to torch's scaled-dot-product attention.
 
@@ -68,20 +56,16 @@ def reference_backend(
         key: `[1, g, N, d]` with `g` dividing `h` (grouped-query attention).
         value: `[1, g, N, d]`.
         attention: the layout and its masks.
-        window: sliding window in positions, or None.
-        scaling: factor on the scores.
-        dropout: attention dropout.
-        softcap: cap on the scores, or None.
-        sinks: `[h]` sink logits, or None.
+        options: of the layer.
 
     Returns:
         `[1, h, N, d]`.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    mask = attention.mask(window)
-    if softcap is None and sinks is None:
+    mask = attention.mask(options.window)
+    if options.softcap is None and options.sinks is None:
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+            query, key, value, attn_mask=mask, dropout_p=options.dropout, scale=options.scaling
         )
-    return explicit_attention(query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+    return explicit_attention(query, key, value, mask, options)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from plaudit.models.attention_cascade import CascadeKernel, cascade_attention
-from plaudit.models.attention_layout import PackedAttention, Sequences, Span, gather_rows, running_ends
+from plaudit.models.attention_layout import (
+    AttentionOptions,
+    PackedAttention,
+    Sequences,
+    Span,
+    gather_rows,
+    running_ends,
+)
 
 
 class ExpandedSequences(NamedTuple):
@@ -134,12 +141,7 @@ def varlen_backend(
     key: Tensor,
     value: Tensor,
     attention: PackedAttention,
-    *,
-    window: int | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """torch's `varlen_attn` (torch 2.10 and later); arguments and result as for `reference_backend`.
 
@@ -148,17 +150,17 @@ def varlen_backend(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    if dropout or softcap is not None or sinks is not None:
+    if options.dropout or options.softcap is not None or options.sinks is not None:
         raise ValueError("varlen attention has no dropout, no soft-cap and no sinks; use attn_implementation: auto")
-    window = attention.active_window(window)
+    window = attention.active_window(options.window)
     if window is None:
-        return cascade_attention(query, key, value, attention, VARLEN_KERNEL, scaling=scaling)
+        return cascade_attention(query, key, value, attention, VARLEN_KERNEL, scaling=options.scaling)
     sides = (window - 1, 0 if attention.layout.causal else window - 1)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, sequences: ExpandedSequences) -> Tensor:
         _, *ends = sequences
         kernel: Any = varlen_attn
-        result: Tensor = kernel(q, k, v, *ends, scale=scaling, window_size=sides, enable_gqa=True)
+        result: Tensor = kernel(q, k, v, *ends, scale=options.scaling, window_size=sides, enable_gqa=True)
         return result
 
     return expanded_attention(query, key, value, attention, attend, window=window)
@@ -199,12 +201,7 @@ def flash_backend(
     key: Tensor,
     value: Tensor,
     attention: PackedAttention,
-    *,
-    window: int | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
     """The `flash_attn` package (2.6 and later); arguments and result as for `reference_backend`.
 
@@ -213,19 +210,19 @@ def flash_backend(
     """
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
-    if sinks is not None:
+    if options.sinks is not None:
         raise ValueError("flash_attn has no attention sinks; use attn_implementation: auto")
     causal = attention.layout.causal
-    window = attention.active_window(window)
-    options: dict[str, Any] = {"dropout_p": dropout, "softmax_scale": scaling, "causal": causal}
+    window = attention.active_window(options.window)
+    own: dict[str, Any] = {"dropout_p": options.dropout, "softmax_scale": options.scaling, "causal": causal}
     if window is not None:
-        options["window_size"] = (window - 1, 0 if causal else window - 1)
-    if softcap is not None:
-        options["softcap"] = softcap
+        own["window_size"] = (window - 1, 0 if causal else window - 1)
+    if options.softcap is not None:
+        own["softcap"] = options.softcap
 
     def attend(q: Tensor, k: Tensor, v: Tensor, sequences: ExpandedSequences) -> Tensor:
         _, *ends = sequences
-        result: Tensor = flash_attn_varlen_func(q, k, v, *ends, **options)
+        result: Tensor = flash_attn_varlen_func(q, k, v, *ends, **own)
         return result
 
     return expanded_attention(query, key, value, attention, attend, window=window)

@@ -14,13 +14,14 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from plaudit.models.attention_backends import BACKENDS, pick_backend
-from plaudit.models.attention_layout import PackedAttention
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention
 from plaudit.models.attention_reference import explicit_attention
 
 __all__ = [
     "BACKENDS",
     "LAYOUT_ARGUMENT",
     "PACKED_ATTENTION",
+    "AttentionOptions",
     "PackedAttention",
     "packed_attention_forward",
     "register_packed_attention",
@@ -75,8 +76,9 @@ def packed_attention_forward(
     Raises:
         ValueError: if a packed call has more than one row, or its length is not the layout's.
     """
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    options = AttentionOptions(scaling=factor, window=sliding_window, dropout=dropout, softcap=softcap, sinks=s_aux)
     if decoding is not None:
-        factor = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
         attended: Tensor = decoding.attend(
             query, key, value, window=sliding_window, scaling=factor, softcap=softcap, sinks=s_aux
         )
@@ -87,7 +89,7 @@ def packed_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
             return result
-        return _stock_explicit(module, query, key, value, attention_mask, dropout, scaling, softcap, s_aux), None
+        return _stock_explicit(module, query, key, value, attention_mask, options), None
     num_tokens = packed_attention.layout.num_tokens
     if query.shape[0] != 1 or query.shape[2] != num_tokens or key.shape[2] != num_tokens:
         raise ValueError(
@@ -95,10 +97,8 @@ def packed_attention_forward(
             f"{num_tokens} tokens; a packed row is one row and uses no cache"
         )
     packed_attention.calls += 1
-    options: dict[str, Any] = {"window": sliding_window, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
-    backend = pick_backend(packed_attention, query, key, value, **options)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    output = BACKENDS[backend](query, key, value, packed_attention, scaling=factor, **options)
+    backend = pick_backend(packed_attention, query, key, value, options)
+    output = BACKENDS[backend](query, key, value, packed_attention, options)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -108,10 +108,7 @@ def _stock_explicit(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    options: AttentionOptions,
 ) -> Tensor:
     # The stock mask is None where it would be plainly causal.
     queries, keys = query.shape[2], key.shape[2]
@@ -120,16 +117,8 @@ def _stock_explicit(
         if getattr(module, "is_causal", True):
             attention_mask = attention_mask.tril(keys - queries)
     groups = query.shape[1] // key.shape[1]
-    output = explicit_attention(
-        query,
-        repeat_kv(key, groups),
-        repeat_kv(value, groups),
-        attention_mask[..., :keys],
-        scaling=1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling,
-        dropout=dropout,
-        softcap=softcap,
-        sinks=sinks,
-    )
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    output = explicit_attention(query, key, value, attention_mask[..., :keys], options)
     return output.transpose(1, 2).contiguous()
 
 

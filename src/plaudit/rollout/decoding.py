@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.core.layout import PackedLayout
-from plaudit.models.packed_attention import BACKENDS, PackedAttention
+from plaudit.models.packed_attention import BACKENDS, AttentionOptions, PackedAttention
 from plaudit.models.states import num_attention_layers, position_offset, takes_argument
 from plaudit.rollout.lean import LeanStep
 
@@ -166,9 +166,8 @@ class SharedPrefixDecoder:
         layer, self._layer = self._layer, self._layer + 1
         if self._prefilling is not None:
             self._prompt_cache.append((self._as_prompts(key), self._as_prompts(value)))
-            output = BACKENDS["blocks"](
-                query, key, value, self._prefilling, window=window, scaling=scaling, softcap=softcap, sinks=sinks
-            )
+            options = AttentionOptions(scaling=scaling, window=window, softcap=softcap, sinks=sinks)
+            output = BACKENDS["blocks"](query, key, value, self._prefilling, options)
             return output.transpose(1, 2)
         if len(self._own_cache) == layer:
             self._own_cache.append((self._as_rows(key), self._as_rows(value)))
