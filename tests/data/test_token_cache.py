@@ -1,5 +1,7 @@
 """Kept token ids: the same groups, counts and errors as tokenising; never another tokeniser's; damage is noticed."""
 
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,6 +177,45 @@ def test_a_folder_that_cannot_be_used_is_said_and_does_no_harm(
     assert groups(cache) == groups(tokeniser())
     assert cache.write() is None
     assert "cannot be kept" in caplog.text
+
+
+def test_a_full_disk_is_said_and_not_filled_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    cache = TokenCache(tmp_path, tokeniser())
+    wanted = groups(tokeniser())
+    assert groups(cache) == wanted
+    assert cache.write() is None
+    assert "No space left on device" in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.rglob(".partial-*"))
+    monkeypatch.undo()
+    assert cache.write() is not None
+    assert groups(TokenCache(tmp_path, tokeniser())) == wanted
+
+
+def test_what_a_killed_writer_left_goes_after_a_while(tmp_path: Path) -> None:
+    cache = TokenCache(tmp_path, tokeniser())
+    groups(cache, TEXTS[:1])
+    path = cache.write()
+    assert path is not None
+    old, fresh = path.parent / ".partial-old", path.parent / ".partial-fresh"
+    for folder in (old, fresh):
+        folder.mkdir()
+        (folder / "whole.npz").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache = TokenCache(tmp_path, tokeniser())
+    groups(cache, TEXTS[:2])
+    cache.write()
+    assert not old.exists()
+    assert fresh.exists()
 
 
 def test_the_longest_unused_files_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -36,6 +38,10 @@ COUNTED = (
 
 MAX_BYTES = 8 << 30
 """What all files of the cache may take together; the longest unused go first."""
+
+PARTIAL = ".partial-"
+SECONDS_TO_WRITE = 3600.0
+"""What is still partial after this time was left by a process that was killed."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -137,9 +143,11 @@ class TokenCache:
         path = self._folder / f"{hashlib.sha256(data).hexdigest()}.npz"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".partial-", delete=False) as file:
-                file.write(data)
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=PARTIAL) as partial:
+                # Removed with its folder where the disk is full: what is not whole must not fill it further.
+                file = Path(partial) / "whole.npz"
+                file.write_bytes(data)
+                os.replace(file, path)
             self._prune(keep=path)
         except OSError as error:
             logger.warning("token ids cannot be kept in %s: %s; name another token_cache, or off", self._folder, error)
@@ -164,7 +172,14 @@ class TokenCache:
             self._found[key.tobytes()] = arrays, row
 
     def _prune(self, keep: Path) -> None:
-        """Remove the longest unused files until all caches together fit into `MAX_BYTES`."""
+        """Remove what killed processes left, and the longest unused files until all together fit into `MAX_BYTES`."""
+        for path in self._root.glob(f"*/{PARTIAL}*"):
+            try:
+                if time.time() - path.stat().st_mtime > SECONDS_TO_WRITE:
+                    shutil.rmtree(path, ignore_errors=True)
+            except FileNotFoundError:
+                # Its writer is done.
+                continue
         files = []
         for path in self._root.glob("*/*.npz"):
             try:
