@@ -155,13 +155,15 @@ def collect_text(
         generator=generator,
     )
     seconds, usable, greedy = dict(answers.seconds), answers.score.valid, None
+    problems = dict(answers.score.problems)
     if greedy_baselines:
-        greedy, spent = _greedy_rewards(policy, reward, prompts, sampling, missing_end_penalty)
-        seconds = {name: value + spent[name] for name, value in seconds.items()}
+        greedy, best = _greedy_rewards(policy, reward, prompts, sampling, missing_end_penalty)
+        seconds = {name: value + best.seconds[name] for name, value in seconds.items()}
+        problems |= best.score.problems
         usable = usable & ~greedy.isnan()[torch.tensor(answers.generation.prompt_index)]
     valid = usable.nonzero().squeeze(-1)
     if not len(valid):
-        why = next(iter(answers.score.problems.values()), "no reason given")
+        why = next(iter(problems.values()), "no reason given")
         raise ValueError(f"none of {len(answers.samples)} answers has a valid reward ({why})")
     tokenizer = policy.policy.language_model.tokenizer
     trajectory = _trajectory(answers, valid.tolist(), tokenizer, missing_end_penalty)
@@ -221,11 +223,11 @@ def _greedy_rewards(
     prompts: Sequence[PromptRecord],
     sampling: SamplingConfig,
     missing_end_penalty: float,
-) -> tuple[Tensor, dict[str, float]]:
-    """`[P]` rewards of the greedy answers, penalty included (NaN where invalid), and the seconds they took."""
+) -> tuple[Tensor, Answers]:
+    """`[P]` rewards of the greedy answers, penalty included (NaN where invalid), and the answers."""
     options = {"method": "greedy", "max_new_tokens": sampling.max_new_tokens, "stop_strings": sampling.stop_strings}
     greedy = SamplingConfig.model_validate(options)
     with without_updates(reward):
         answers = answer_prompts(policy, reward, prompts, policy.prompts, sampling=greedy)
     unfinished = ~torch.tensor(answers.generation.finished)
-    return answers.score.total - missing_end_penalty * unfinished, answers.seconds
+    return answers.score.total - missing_end_penalty * unfinished, answers
