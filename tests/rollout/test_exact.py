@@ -234,16 +234,12 @@ def test_k2_of_the_whole_answer_as_a_loss_has_the_tilted_optimum():
 def test_k3_of_the_whole_answer_as_a_loss_has_its_own_optimum():
     """`∇KL(π_ref‖π)`: the optimum is `π = β π_ref / (λ - r)`, with λ above every reward such that π adds up to 1."""
     mdp = TokenMDP()
-    reference, rewards = mdp.string_logprobs(mdp.reference_logprobs)[0].exp(), mdp.string_rewards[0]
-    low, high = float(rewards.max()), float(rewards.max()) + mdp.coefficient
-    for _ in range(200):
-        middle = (low + high) / 2
-        above = float((mdp.coefficient * reference / (middle - rewards)).sum()) > 1
-        low, high = (middle, high) if above else (low, middle)
-    strings = mdp.coefficient * reference / (high - rewards)
+    policy = exact.whole_answer_k3_optimum(mdp)
+    strings = mdp.string_logprobs(policy)[0].exp()
     assert strings.sum().item() == pytest.approx(1, abs=1e-10)
-    policy = exact.policy_of_strings(mdp, strings.log().unsqueeze(0))
-    torch.testing.assert_close(mdp.string_logprobs(policy)[0].exp(), strings / strings.sum(), **TIGHT)
+    # λ = r + β π_ref / π is the same number for every string.
+    level = mdp.string_rewards[0] + mdp.coefficient * mdp.string_logprobs(mdp.reference_logprobs)[0].exp() / strings
+    assert float(level.max() - level.min()) < 1e-9
     total = reward_gradient(mdp, policy) - mdp.coefficient * kl_loss_gradient(mdp, policy, kl_k3, per_token=False)
     assert total.abs().max() < 1e-9
     # Visibly below the optimum of the objective itself, which in turn is no optimum of this one.
@@ -252,6 +248,36 @@ def test_k3_of_the_whole_answer_as_a_loss_has_its_own_optimum():
     there = reward_gradient(mdp, best.logprobs)
     there -= mdp.coefficient * kl_loss_gradient(mdp, best.logprobs, kl_k3, per_token=False)
     assert there.abs().max() > 1e-3
+
+
+def test_standardised_rewards_with_a_k3_loss_have_another_optimum():
+    mdp = TokenMDP()
+    policy = exact.standardised_k3_optimum(mdp)
+    assert exact.standardised_k3_gradient(mdp, policy).abs().max() < 1e-9
+    best, before = mdp.optimal_solution(), mdp.objective(mdp.reference_logprobs)
+    assert (best.values[0, 0] - mdp.objective(policy)) / (best.values[0, 0] - before) > 0.05
+    plain = exact.whole_answer_k3_optimum(mdp)
+    assert mdp.total_variation(policy, plain) > 1e-3
+    for other in (best.logprobs, plain):
+        assert exact.standardised_k3_gradient(mdp, other).abs().max() > 1e-3
+    # A reward of another size: the same policy, as if nothing had changed, where π* would be another one.
+    larger = TokenMDP(reward_scales=[10.0])
+    torch.testing.assert_close(exact.standardised_k3_optimum(larger), policy, rtol=0, atol=1e-6)
+    assert mdp.total_variation(larger.optimal_solution().logprobs, best.logprobs) > 0.3
+
+
+def test_few_samples_standardised_expect_something_else_again():
+    """With K = 2 a group's own deviation leaves only who won: rewards of any shape, the same expected gradient."""
+    mdp = TokenMDP(vocabulary=3, max_length=2)
+    policy = torch.log_softmax(mdp.reference_logprobs + 0.3 * torch.randn(mdp.reference_logprobs.shape).double(), -1)
+    limit = exact.standardised_k3_gradient(mdp, policy)
+    errors = [float((exact.standardised_k3_gradient(mdp, policy, num_samples=k) - limit).norm()) for k in (2, 3, 5)]
+    assert errors == sorted(errors, reverse=True)
+    cubed = TokenMDP(vocabulary=3, max_length=2)
+    cubed.string_rewards = mdp.string_rewards.pow(3)
+    found = exact.standardised_k3_gradient(cubed, policy, num_samples=2)
+    torch.testing.assert_close(found, exact.standardised_k3_gradient(mdp, policy, num_samples=2), rtol=0, atol=2e-3)
+    assert (exact.standardised_k3_gradient(cubed, policy) - limit).norm() > 1e-2
 
 
 def test_k2_per_token_as_a_loss_has_its_own_optimum():

@@ -57,7 +57,84 @@ def penalised_rewards(mdp: TokenMDP, logprobs: Tensor) -> Tensor:
     return (mdp.string_rewards - mdp.coefficient * ratios)[0].detach()
 
 
-def answer_moments(mdp: TokenMDP, logprobs: Tensor, advantages: AnswerAdvantages, *, num_samples: int) -> Moments:
+def whole_answer_k3_optimum(mdp: TokenMDP, *, coefficient: float | None = None) -> Tensor:
+    """Where `E[r]` with β times k3 of the whole answer as a loss ends: `π(y) = β π_ref(y) / (λ - r(y))`, `[1, S, V]`.
+
+    The loss has the gradient `∇KL(π_ref‖π)`; `λ`, above every reward, makes `π` add up to 1.
+
+    Raises:
+        ValueError: if the problem has more than one prompt, or β is not positive.
+    """
+    _one_prompt(mdp)
+    beta = mdp.coefficient if coefficient is None else coefficient
+    if beta <= 0:
+        raise ValueError(f"coefficient must be positive, got {beta}")
+    reference, rewards = mdp.string_logprobs(mdp.reference_logprobs).exp(), mdp.string_rewards
+    low, high = rewards.max(), rewards.max() + beta
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = bool((beta * reference / (middle - rewards)).sum() > 1)
+        low, high = (middle, high) if above else (low, middle)
+    return policy_of_strings(mdp, torch.log(beta * reference / (high - rewards)))
+
+
+def standardised_k3_optimum(mdp: TokenMDP, *, coefficient: float | None = None) -> Tensor:
+    """Where rewards over their standard deviation end, with β times k3 of the whole answer as a loss; `[1, S, V]`.
+
+    With many samples of a prompt the estimator climbs `∇E[r] / σ(π) - β ∇KL(π_ref‖π)`, `σ` the standard deviation of
+    the reward under the policy. It rests where `π(y) = β σ(π) π_ref(y) / (λ - r(y))`: `whole_answer_k3_optimum` at a
+    coefficient that the policy itself sets. Where rewards differ little it is pulled less, where much, more.
+
+    Raises:
+        ValueError: if the problem has more than one prompt, or β is not positive.
+    """
+    beta = mdp.coefficient if coefficient is None else coefficient
+
+    def surplus(scale: float) -> float:
+        return scale - _reward_deviation(mdp, whole_answer_k3_optimum(mdp, coefficient=beta * scale))
+
+    # At a scale of the whole range of rewards the deviation is smaller; towards 0 it is larger, or 0 is the answer.
+    low, high = 1e-6, float(mdp.string_rewards.max() - mdp.string_rewards.min()) + 1e-6
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if surplus(middle) < 0 else (low, middle)
+    return whole_answer_k3_optimum(mdp, coefficient=beta * high)
+
+
+def standardised_k3_gradient(mdp: TokenMDP, logprobs: Tensor, *, num_samples: int | None = None) -> Tensor:
+    """Expected gradient `[S, V]` of standardised rewards with β times k3 of the whole answer as a loss.
+
+    Args:
+        mdp: one prompt.
+        logprobs: the policy, `[1, S, V]`.
+        num_samples: `K`, the samples of a group, whose own deviation divides, enumerated as in `answer_moments`; None
+            for the limit of many samples, `∇E[r] / σ(π)`.
+    """
+    logits = logprobs.detach().clone().requires_grad_()
+    policy = torch.log_softmax(logits, -1)
+    (towards,) = torch.autograd.grad(mdp.kl(mdp.reference_logprobs, policy).sum(), logits)
+    if num_samples is None:
+        policy = torch.log_softmax(logits, -1)
+        (climb,) = torch.autograd.grad(mdp.expected_reward(policy).sum() / _reward_deviation(mdp, logprobs), logits)
+        return climb[0] - mdp.coefficient * towards[0]
+    moments = answer_moments(
+        mdp,
+        logprobs,
+        lambda *group: group_standardised_advantages(*group)[0],
+        num_samples=num_samples,
+        rewards=mdp.string_rewards[0],
+    )
+    return moments.expectation - mdp.coefficient * towards[0]
+
+
+def answer_moments(
+    mdp: TokenMDP,
+    logprobs: Tensor,
+    advantages: AnswerAdvantages,
+    *,
+    num_samples: int,
+    rewards: Tensor | None = None,
+) -> Moments:
     """Moments of `ĝ` for advantages of whole answers, from all `Y^K` groups.
 
     Args:
@@ -65,6 +142,7 @@ def answer_moments(mdp: TokenMDP, logprobs: Tensor, advantages: AnswerAdvantages
         logprobs: the policy, `[1, S, V]`.
         advantages: the estimator; it sees `R(y)` of `penalised_rewards`, groups one after the other.
         num_samples: `K`.
+        rewards: `[Y]`, what the estimator sees instead of `penalised_rewards`.
 
     Returns:
         expectation `[S, V]` and variance.
@@ -75,9 +153,9 @@ def answer_moments(mdp: TokenMDP, logprobs: Tensor, advantages: AnswerAdvantages
     _one_prompt(mdp)
     choices = torch.cartesian_prod(*[torch.arange(mdp.num_strings)] * num_samples).view(-1, num_samples)
     weights = mdp.string_logprobs(logprobs.detach())[0][choices].sum(1).exp()
-    rewards = penalised_rewards(mdp, logprobs)[choices]
+    seen = (penalised_rewards(mdp, logprobs) if rewards is None else rewards)[choices]
     ids = torch.arange(len(choices)).repeat_interleave(num_samples)
-    found = advantages(rewards.flatten(), ids, torch.ones_like(ids, dtype=torch.bool)).view(choices.shape) / num_samples
+    found = advantages(seen.flatten(), ids, torch.ones_like(ids, dtype=torch.bool)).view(choices.shape) / num_samples
     scores = _scores(mdp, logprobs).sum(1)
     per_string = torch.zeros(mdp.num_strings, dtype=found.dtype).index_add(
         0, choices.flatten(), (weights.unsqueeze(1) * found).flatten()
@@ -207,6 +285,13 @@ def _scores(mdp: TokenMDP, logprobs: Tensor) -> Tensor:
     scores[*steps, mdp.string_prefixes] = -logprobs.detach()[0].exp()[mdp.string_prefixes]
     scores[*steps, mdp.string_prefixes, mdp.string_tokens] += 1
     return (scores * mdp.string_mask[:, :, None, None]).flatten(2)
+
+
+def _reward_deviation(mdp: TokenMDP, logprobs: Tensor) -> float:
+    """`σ(π)`, the standard deviation of the reward under a policy `[1, S, V]`."""
+    chances = mdp.string_logprobs(logprobs.detach()).exp()
+    mean = (chances * mdp.string_rewards).sum()
+    return float((chances * (mdp.string_rewards - mean).square()).sum().sqrt())
 
 
 def _moments(mdp: TokenMDP, expectation: Tensor, second: Tensor) -> Moments:
