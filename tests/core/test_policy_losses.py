@@ -12,7 +12,7 @@ from plaudit.core.policy_losses import (
     policy_gradient_loss,
     truncated_importance_weights,
 )
-from plaudit.core.reduction import reduce_steps
+from plaudit.core.reduction import reduce_steps, step_weights
 
 B, T = 5, 7
 REDUCTIONS = ["per_token", "per_sequence", "sequence_sum", "per_prompt"]
@@ -59,6 +59,25 @@ def test_reductions_by_hand():
         reduce_steps(values, mask, "per_prompt")
     with pytest.raises(ValueError, match="unknown reduction 'mean'"):
         reduce_steps(values, mask, "mean")
+
+
+@pytest.mark.parametrize("reduction", ["per_token", "per_sequence", "sequence_sum", "per_prompt"])
+def test_weights_of_steps_are_the_reduction_and_add_up_over_any_parts(reduction):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    mask = torch.rand(6, 4, generator=generator) > 0.4
+    mask[2] = False
+    groups = torch.tensor([0, 1, 0, 1, 5, 5])
+    whole = reduce_steps(values, mask, reduction, group_ids=groups)
+    weights = step_weights(mask, reduction, group_ids=groups, dtype=torch.float64)
+    assert (weights[~mask] == 0).all()
+    torch.testing.assert_close((values * weights).sum(), whole)
+    parts = [torch.tensor([0, 4, 2]), torch.tensor([5, 1, 3])]  # groups torn apart
+    torch.testing.assert_close(sum(reduce_steps(values[part], mask[part], weights[part]) for part in parts), whole)
+    with pytest.raises(ValueError, match="give no normaliser"):
+        reduce_steps(values, mask, weights, normaliser=2.0)
+    with pytest.raises(ValueError, match="unknown reduction 'mean'"):
+        step_weights(mask, "mean")
 
 
 def test_surrogates_by_hand():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from plaudit.core.value_losses import clipped_value_loss, explained_variance, squared_value_loss
+from plaudit.core.value_losses import clipped_value_loss, explained_variance, huber_td_loss, squared_value_loss
 
 
 def wild(seed=0):
@@ -55,6 +55,24 @@ def test_equals_plain_loops_and_nothing_flows_into_masked_steps_or_targets():
     assert total.item() == pytest.approx(sum(squares) / 4)
 
 
+def test_huber_by_hand_and_its_limits():
+    # Errors .5 and -3 with a threshold of 2: ½ · .25 and 2 · (3 - 1).
+    values, targets = torch.tensor([[1.5, 0.0, 9.0]], requires_grad=True), torch.tensor([[1.0, 3.0, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    loss, metrics = huber_td_loss(values, targets, mask, threshold=2.0)
+    assert loss.item() == pytest.approx((0.125 + 4) / 2)
+    assert metrics["absolute_error"].item() == pytest.approx(1.75)
+    loss.backward()
+    torch.testing.assert_close(values.grad, torch.tensor([[0.25, -1.0, 0.0]]))  # bounded by 2, over two steps
+    values, _, returns, mask = wild()
+    wide, _ = huber_td_loss(values, returns, mask, threshold=1e6)
+    torch.testing.assert_close(2 * wide, squared_value_loss(values, returns, mask)[0])
+    torch_own = torch.nn.functional.huber_loss(values[mask], returns[mask], delta=0.7)
+    torch.testing.assert_close(huber_td_loss(values, returns, mask, threshold=0.7)[0], torch_own)
+    with pytest.raises(ValueError, match="threshold of a Huber loss must be positive, got 0"):
+        huber_td_loss(values, returns, mask, threshold=0.0)
+
+
 def test_identities():
     values, old, returns, mask = wild(1)
     plain = squared_value_loss(values, returns, mask)[0]
@@ -79,6 +97,7 @@ def test_gradcheck():
     start = values.detach().nan_to_num().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: squared_value_loss(x, returns, mask)[0], [start])
     assert torch.autograd.gradcheck(lambda x: clipped_value_loss(x, old, returns, mask, clip=0.4)[0], [start])
+    assert torch.autograd.gradcheck(lambda x: huber_td_loss(x, returns, mask, threshold=0.6)[0], [start])
 
 
 def test_faults_are_named():
