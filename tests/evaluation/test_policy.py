@@ -33,6 +33,12 @@ def gold(prompts, completions, **_):
     ]
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Spares the drawing of a page where the numbers are what is tested."""
+    monkeypatch.setattr("plaudit.evaluation.policy.write_policy_report", lambda report, folder: folder)
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
@@ -100,7 +106,7 @@ def test_examples_go_from_the_most_improved_to_the_most_worsened(job):
     assert report.examples[0].models == ("start", *report.policies)
 
 
-def test_the_same_again_from_the_written_answers(job, tmp_path):
+def test_the_same_again_from_the_written_answers(job, tmp_path, no_page):
     """Deterministic given the seed, whatever else is measured; and the files say what the models said."""
     report, settings, (start, policies, rewards) = job
     again = evaluate_policy(
@@ -192,7 +198,7 @@ def test_a_reward_that_is_not_finite_stops_the_job(tmp_path):
         )  # fmt: skip
 
 
-def test_columns_reach_the_rewards_and_prompts_are_read_once(tmp_path):
+def test_columns_reach_the_rewards_and_prompts_are_read_once(tmp_path, no_page):
     data = write(
         tmp_path / "prompts.jsonl",
         *({"prompt": f"p{i % 3}", "answer": str(i % 3), "id": str(i)} for i in range(5)),
@@ -208,7 +214,7 @@ def test_columns_reach_the_rewards_and_prompts_are_read_once(tmp_path):
     assert report.data["prompts answered"] == 2
 
 
-def test_prompts_without_room_are_left_out_and_counted(tmp_path):
+def test_prompts_without_room_are_left_out_and_counted(tmp_path, no_page):
     report = evaluate_policy(
         config(tmp_path, best_of=0, samples=1), policies={"p": other_lm()}, reference=tiny_lm(),
         prompts=["alpha", "beta " * 500],
