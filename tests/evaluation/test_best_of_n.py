@@ -97,7 +97,9 @@ def test_what_is_missing_is_left_out():
     assert np.isnan(best_of_n_means(proxy, gold, 2)[1])
     assert best_of_n_means(proxy, gold, 1) == pytest.approx([15.0, 5.0])
     both = joint([proxy, gold])
-    assert np.isnan(both[0]).tolist() == np.isnan(both[1]).tolist() == [[False, False, True, True], [True] * 3 + [False]]
+    assert (
+        np.isnan(both[0]).tolist() == np.isnan(both[1]).tolist() == [[False, False, True, True], [True] * 3 + [False]]
+    )
 
 
 def test_faults():
