@@ -231,3 +231,12 @@ def test_work_is_balanced_between_processes() -> None:
             assert max(work) <= 1.1 * sum(work) / world
     with pytest.raises(ValueError, match="rank 2 is not one of 2"):
         StepSchedule(lengths, prompts_per_step=4, rank=2, world_size=2)
+
+
+def test_work_is_not_spread_evenly_at_the_price_of_the_budget() -> None:
+    """5 + 5 and 4 + 3 + 3 fill two batches of 10; longest first they would take 9 and 11."""
+    lengths = [5, 5, 4, 3, 3]
+    for rank in (0, 1):
+        schedule = StepSchedule(lengths, prompts_per_step=5, token_budget=10, rank=rank, world_size=2)
+        (step,) = schedule.steps(0, 1)
+        assert [sum(lengths[index] for index in chosen) for chosen in step.micro_batches] == [10]

@@ -1,6 +1,7 @@
 """The fitted head: an optimum by its own gradient, another library's answer, and a ridge that follows the evidence."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.data.records import Best, Comparison, Judgement, Labels, Ranking, Ratings, Scores, Votes
 from plaudit.data.targets import make_targets
 from plaudit.models.reward_model import RewardModel
+from plaudit.training import head_fit
 from plaudit.training.head_fit import choose_ridge, fit_linear, linear_loss
 from plaudit.training.objectives import PreferenceObjective
 from plaudit.training.reward import main, prepare
@@ -100,6 +102,47 @@ def test_the_ridge_follows_the_evidence(tokenizer_folder: str, tmp_path: Path) -
         chosen[kind] = min(losses, key=lambda each: losses[each])
         assert (min(losses.values()) < 0.5) == (kind == "signal")
     assert chosen["signal"] < 0.1 < 1 <= chosen["noise"]
+
+
+def test_the_loss_of_a_ridge_is_that_of_prompts_never_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two records of each of 11 prompts, with weights; smoothing is for training, not for choosing."""
+    monkeypatch.setattr(head_fit, "RIDGES", (0.1, 1.0))
+    features = torch.randn(22, 2, 3, generator=torch.Generator().manual_seed(2))
+    weights = torch.arange(1, 23).double()
+    records = [replace(judged(Ranking(((0,), (1,))), 2), weight=weight) for weight in weights.tolist()]
+    keys = [f"q{number // 2}" for number in range(22)]
+    objective = PreferenceObjective(setting(label_smoothing=0.2))
+    targets, losses = make_targets(records), ["pairwise"] * 22
+    found = choose_ridge(features, targets, losses, keys, objective)
+    folds = torch.arange(22) // 2 % 5
+    for ridge, value in found.items():
+        total = 0.0
+        for fold in range(5):
+            rows = (folds != fold).nonzero()[:, 0]
+            head, _ = fit_linear(features, targets, losses, objective, ridge=ridge, rows=rows)
+            margins = ((features[:, 0] - features[:, 1]) @ head[0])[folds == fold].double()
+            total += (weights[folds == fold] * torch.nn.functional.softplus(-margins)).sum().item()
+        assert value == pytest.approx(total / weights.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_features_are_what_the_head_reads_when_it_scores(tokenizer_folder: str, tmp_path: Path, budget: int) -> None:
+    """Also for groups that take several passes, and although the model is in training with dropout."""
+    records = [
+        Comparison(prompt=f"why {word}", completions=("good", "a very bad cat", word), judgement=Best(0))
+        for word in ("dog", "mat")
+    ]
+    config = RewardTrainingConfig(
+        model=tiny_model(tokenizer_folder, dropout=0.3), output=tmp_path, quiet=True, device="cpu",
+        tokens_per_micro_batch=budget,
+    )  # fmt: skip
+    trainer, *_ = prepare(config, records, fit=False)
+    features = head_fit.completion_features(trainer.model, trainer.train, token_budget=budget)
+    assert trainer.model.training
+    assert features.shape == (2, 3, 16)
+    scores = features @ trainer.model.head.weight[0] + trainer.model.head.bias[0]
+    wanted = trainer.model.eval().score([each.prompt for each in records], [each.completions for each in records])
+    assert torch.allclose(scores, torch.stack([each.raw for each in wanted]), atol=1e-5)
 
 
 def test_a_run_starts_at_the_fit(tokenizer_folder: str, tmp_path: Path) -> None:
