@@ -229,3 +229,30 @@ def test_evaluation_does_not_move_running_statistics() -> None:
     assert reward.state_dict() == before
     reward(SAMPLES[:1])
     assert reward.state_dict() != before
+
+
+def test_equal_rewards_that_float32_cannot_average_give_0() -> None:
+    same = Score(torch.full((7,), 123456.79), torch.ones(7, dtype=torch.bool))
+    assert PerGroup()(same).total.tolist() == [0.0] * 7
+
+
+def test_the_state_of_a_reward_of_ones_own_is_saved_too() -> None:
+    class Counting:
+        def __call__(self, samples: Any) -> Score:
+            return Score(torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool))
+
+        def state_dict(self) -> dict[str, int]:
+            return {"seen": 3}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.loaded = dict(state)
+
+    own = Counting()
+    reward = combine({"own": own, "rule": lambda prompts, completions: [1.0] * len(prompts)})
+    assert reward.state_dict() == {"own": {"seen": 3}}
+    reward.load_state_dict({"own": {"seen": 5}})
+    assert own.loaded == {"seen": 5}
+    whole = normalised(own, Running())
+    assert whole.state_dict()["reward"] == {"seen": 3}
+    whole.load_state_dict({**whole.state_dict(), "reward": {"seen": 9}})
+    assert own.loaded == {"seen": 9}

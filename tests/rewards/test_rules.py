@@ -253,3 +253,11 @@ def test_ranges_hold_for_odd_texts() -> None:
             found = value(rule, text, answer="1")
             assert found is not None
             assert low <= found <= high
+
+
+def test_a_broken_pattern_and_an_empty_reference_are_said() -> None:
+    with pytest.raises(ValueError, match="no regular expression"):
+        exact_match(pattern="(")
+    assert not exact_match()([Sample("a", "", columns={"answer": ""})]).valid[0]
+    with pytest.raises(ValueError, match="partial is 7"):
+        json_schema(partial=7)

@@ -41,7 +41,7 @@ class SamplingConfig(Config):
     stop_strings: tuple[str, ...] = ()
     """An answer ends where one of these appears; the text is cut before it."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the draws, where no generator is given."""
 
     @property

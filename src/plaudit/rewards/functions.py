@@ -104,6 +104,12 @@ class CheckedReward:
             raise ValueError(f"reward {self.name!r} returned {type(score).__name__}; it must return a Score")
         return check_score(score, samples, name=self.name)
 
+    def __getattr__(self, name: str) -> Any:
+        # What a reward of one's own may have besides: without it, its state would be missing from checkpoints.
+        if name in ("check", "state_dict", "load_state_dict", "waits"):
+            return getattr(self.reward, name)
+        raise AttributeError(name)
+
 
 @dataclass(frozen=True)
 class SampleReward:

@@ -161,13 +161,14 @@ class PerGroup:
 
     def __call__(self, score: Score, group_ids: Tensor | None = None, *, update: bool = True) -> Score:
         """The score relative to its group; see `Normaliser`."""
-        shift, scale = torch.zeros_like(score.total), torch.ones_like(score.total)
+        shift, scale = torch.zeros_like(score.total).double(), torch.ones_like(score.total).double()
         valid, problems = score.valid.clone(), dict(score.problems)
         for places in _groups(score, group_ids):
             if len(places) < 2:
                 _drop_lonely(places, valid, problems)
                 continue
-            values = score.total[places]
+            # In float64 the mean of equal float32 numbers is that number: nothing is left to be divided.
+            values = score.total[places].double()
             shift[places] = values.mean()
             std = values.std(correction=1)
             if self.scale and std > _MIN_STD:
@@ -311,7 +312,7 @@ def _affine(
         for pieces, by in zip(score.spans, scales.tolist(), strict=True)
     ]
     return Score(
-        (score.total - shift) / scales,
+        ((score.total - shift) / scales).float(),
         score.valid if valid is None else valid,
         score.parts,
         spans,

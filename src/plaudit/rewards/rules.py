@@ -85,10 +85,7 @@ def matches(pattern: str, *, whole: bool = True, ignore_case: bool = False) -> R
     Raises:
         ValueError: if the pattern is no regular expression.
     """
-    try:
-        compiled = re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    compiled = _compiled(pattern, re.IGNORECASE if ignore_case else 0)
 
     def reward(sample: Sample) -> float:
         text = sample.completion
@@ -110,6 +107,8 @@ def json_schema(
     Raises:
         ValueError: if the schema is none, or `jsonschema` is not installed.
     """
+    if not 0 <= partial <= 1:
+        raise ValueError(f"partial is {partial}; it must lie in 0..1")
     validator = None if schema is None else _validator(schema)
 
     def reward(sample: Sample) -> float:
@@ -158,7 +157,7 @@ def exact_match(column: str = "answer", *, pattern: str | None = None, ignore_ca
             whole completion. Without a match the answer is wrong.
         ignore_case: whether capitals do not matter.
     """
-    compiled = None if pattern is None else re.compile(pattern, re.DOTALL)
+    compiled = None if pattern is None else _compiled(pattern)
 
     def tidy(text: str) -> str:
         plain = " ".join(normal(text).split())
@@ -166,7 +165,9 @@ def exact_match(column: str = "answer", *, pattern: str | None = None, ignore_ca
 
     def reward(sample: Sample) -> float | None:
         given = sample.columns.get(column)
-        references = [text for text in (given if isinstance(given, list | tuple) else [given]) if text is not None]
+        references = [
+            text for text in (given if isinstance(given, list | tuple) else [given]) if text not in (None, "")
+        ]
         if not references:
             return None
         text = sample.completion
@@ -231,6 +232,13 @@ def _number(text: str) -> float | None:
     except (ValueError, ZeroDivisionError):
         return None
     return value if math.isfinite(value) else None
+
+
+def _compiled(pattern: str, flags: int = 0) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.DOTALL | flags)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 def _keywords(given: Sequence[str] | str) -> list[list[str]]:

@@ -164,7 +164,8 @@ class GridWorld(gymnasium.Env[np.int64, np.int64]):
         self.grid = grid
         self._cells = grid.cells()
         self._cumulative = grid.transitions().cumsum(-1)
-        self._cumulative[..., -1] = 1.0
+        # Exactly 1 from the last cell that can be reached on, so that rounding never leads behind it.
+        self._cumulative /= self._cumulative[..., -1:]
 
     def _observation(self) -> np.int64:
         return np.int64(self._numbers[self._cells[self._cell]])
