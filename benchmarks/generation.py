@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common import alternate, median_ratio, save
-
 import torch
+from common import alternate, median_ratio, save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
