@@ -1,7 +1,8 @@
 """Small networks for control: an actor and a critic, each a multilayer perceptron of its own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +48,11 @@ class ActorCriticNetwork(nn.Module):
 
 def _perceptron(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
+    # Uninitialised, so that the global generator is not drawn from; every weight is set below.
+    empty: Callable[..., nn.Linear] = partial(nn.utils.skip_init, nn.Linear)
     for place in range(len(sizes) - 1):
         last = place == len(sizes) - 2
-        layer = nn.utils.skip_init(nn.Linear, sizes[place], sizes[place + 1])
+        layer = empty(sizes[place], sizes[place + 1])
         nn.init.orthogonal_(layer.weight, last_gain if last else math.sqrt(2), generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer] if last else [layer, nn.Tanh()]
