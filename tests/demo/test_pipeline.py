@@ -12,8 +12,8 @@ import pytest
 
 from plaudit.configs.demo import DemoConfig
 from plaudit.data.io import read_comparisons
-from plaudit.demo.best_of import BestOf
-from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, headline, main, num_heads
+from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, main, num_heads
+from plaudit.demo.report import closing_lines
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.run import Run
 
@@ -26,8 +26,10 @@ SMALL = {
     "layers": 1,
     "sft_epochs": 1.0,
     "reward_epochs": 1.0,
-    "best_of_prompts": 2,
-    "best_of": 2,
+    "iterations": 3,
+    "prompts_per_iteration": 4,
+    "max_new_tokens": 12,
+    "test_prompts": 6,
 }
 
 
@@ -52,7 +54,7 @@ def test_every_stage_ran_and_the_summary_holds_the_numbers_of_the_report(run: De
 def test_the_page_is_whole_and_self_contained(run: DemoRun) -> None:
     assert run.page is not None
     page = run.page.read_text()
-    for title in ("How good is it?", "One letter and its replies", "Does it pick better answers?", "What it took"):
+    for title in ("Did it help?", "How good is the reward model?", "One letter and its replies", "What it took"):
         assert title in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\((?!#)""", page)
     assert run.file("accuracy.png").stat().st_size > 5_000
@@ -72,15 +74,40 @@ def test_no_prompt_is_on_both_sides(run: DemoRun) -> None:
     assert not {c.prompt for c in train} & {c.prompt for c in test}
 
 
-def test_the_headline_is_printed_beside_optimum_and_floors(run: DemoRun) -> None:
+def test_the_last_lines_say_accuracy_gold_win_rate_divergence_and_the_page(run: DemoRun) -> None:
     assert run.report is not None
     assert run.optimum is not None
+    assert run.comparison is not None
     model, floors = run.report.models[0].metrics["accuracy"], {f.name: f.metrics["accuracy"] for f in run.report.floors}
-    line = headline(run)
-    assert f"held-out pair accuracy {100 * model.value:.1f} %" in line
-    assert f"{100 * run.optimum.drawn_accuracy:.1f} % on these labels, {100 * run.optimum.accuracy:.1f} % exp" in line
-    assert f"length {100 * floors['length'].value:.1f} %" in line
-    assert f"bag of words {100 * floors['bag_of_words'].value:.1f} %" in line
+    accuracy, gold, wins, page = closing_lines(run)
+    assert f"held-out pair accuracy {100 * model.value:.1f} %" in accuracy
+    assert f"Bayes optimum of the noisy annotators {100 * run.optimum.drawn_accuracy:.1f} %" in accuracy
+    assert f"bag of words {100 * floors['bag_of_words'].value:.1f} %" in accuracy
+    before, after = run.comparison.start.metrics, run.comparison.policies["PPO/3"].metrics
+    assert f"{before['reward/gold'].value:+.2f} before, {after['reward/gold'].value:+.2f} after PPO" in gold
+    assert "best of 4" in gold
+    assert "best of 16" in gold
+    assert f"{100 * after['win_rate/gold'].value:.1f} %" in wins
+    assert f"KL {after['kl'].value:.1f} nats" in wins
+    assert str(run.page) in page
+
+
+def test_half_of_the_ranked_replies_are_the_models_own(run: DemoRun) -> None:
+    alone = run.world.comparisons(40)
+    ours = {text for record in alone for text in record.completions}
+    for record in run.train:
+        assert 4 <= len(record.completions) <= 9
+        assert sum(text not in ours for text in record.completions) >= 1
+    assert [record.prompt for record in run.train] == run.world.comparison_prompts(40)
+
+
+def test_the_frontier_holds_the_way_of_the_policy_and_best_of_n(run: DemoRun) -> None:
+    assert run.comparison is not None
+    labels = [point.label for point in run.comparison.comparison.points]
+    assert labels == ["n = 1", "n = 2", "n = 4", "n = 8", "n = 16", "PPO/1", "PPO/2", "PPO/3"]
+    assert run.file("frontier.png").stat().st_size > 5_000
+    summary = json.loads(run.file("summary.json").read_text())
+    assert summary["gold_reward"]["after"] == run.comparison.policies["PPO/3"].metrics["reward/gold"].value
 
 
 def test_a_second_demo_replaces_the_first_and_other_folders_are_refused(run: DemoRun, tmp_path: Path) -> None:
@@ -100,13 +127,6 @@ def test_a_second_demo_replaces_the_first_and_other_folders_are_refused(run: Dem
 @pytest.mark.parametrize(("width", "heads"), [(16, 1), (64, 1), (80, 1), (192, 3), (208, 2), (256, 4), (304, 4)])
 def test_heads_divide_the_width(width: int, heads: int) -> None:
     assert num_heads(width) == heads
-
-
-def test_best_of_means_by_hand() -> None:
-    found = BestOf(["a", "b"], [["x", "y"], ["u", "v"]], [[0.1, 0.2], [3.0, -1.0]], [[5.0, 1.0], [2.0, 4.0]])
-    assert found.mean_gold == 3.0
-    assert found.chosen_gold == (1.0 + 2.0) / 2
-    assert found.best_gold == (5.0 + 4.0) / 2
 
 
 def test_a_stopped_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,14 @@ from plaudit.configs.base import Config
 
 
 class DemoConfig(Config):
-    """From letters to a small shop to an evaluated reward model: everything is made here, nothing is downloaded."""
+    """From letters to a small shop to a policy that answers them better: all is made here, nothing is downloaded."""
 
     output: Path = Path("runs/demo")
     """Folder of the report, the data, the models and their metrics; an earlier demo there is replaced."""
     seed: int = Field(default=0, ge=0)
     """Seed of the world, the models and the training."""
 
-    demonstrations: int = Field(default=1000, ge=20)
+    demonstrations: int = Field(default=4000, ge=20)
     """Good replies to fine-tune on."""
     rankings: int = Field(default=600, ge=20)
     """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
@@ -28,11 +28,18 @@ class DemoConfig(Config):
     """Width of the decoder, a multiple of 16; its attention heads are 64 wide or a little wider."""
     layers: int = Field(default=3, ge=1)
     """Depth of the decoder."""
-    sft_epochs: float = Field(default=2.0, gt=0)
+    sft_epochs: float = Field(default=1.0, gt=0)
     """Passes over the demonstrations."""
     reward_epochs: float = Field(default=2.0, gt=0)
     """Passes over the rankings."""
-    best_of_prompts: int = Field(default=48, ge=2)
-    """Test prompts that the fine-tuned model answers, to see whether the reward model's favourite is the better one."""
-    best_of: int = Field(default=4, ge=2)
-    """Sampled answers to each of them."""
+
+    iterations: int = Field(default=24, ge=1)
+    """Rounds of PPO: sample answers, score them, update."""
+    prompts_per_iteration: int = Field(default=32, ge=2)
+    """Letters answered in each of them, four times each."""
+    max_new_tokens: int = Field(default=96, ge=8)
+    """Longest answer in tokens."""
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """Weight of the divergence from the fine-tuned model."""
+    test_prompts: int = Field(default=64, ge=4)
+    """Letters that nobody trained on, which both policies answer in the end."""

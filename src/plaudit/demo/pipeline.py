@@ -1,32 +1,40 @@
 """The main job on the built-in world: `main(config)` runs the stages below, one after the other.
 
-    world → demonstrations → supervised fine-tuning → rankings → reward model, normalised → evaluation → report
+    world → demonstrations → fine-tuning → rankings of its answers → reward model, normalised → PPO → did it help?
 
-Every stage takes what the earlier ones left in a `DemoRun` and adds to it, so that alignment can join them between
-`reward_model` and `report`.
+Every stage takes what the earlier ones left in a `DemoRun` and adds to it.
 """
 
+import copy
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from plaudit.configs.align import AlignConfig
 from plaudit.configs.demo import DemoConfig
 from plaudit.configs.evaluate import EvaluateRewardConfig
+from plaudit.configs.evaluate_policy import EvaluatePolicyConfig
+from plaudit.configs.generation import SamplingConfig
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.sft import SftConfig
 from plaudit.data.io import write_comparisons, write_demonstrations
-from plaudit.data.records import Comparison, Demonstration
+from plaudit.data.records import Comparison, Demonstration, PromptRecord
 from plaudit.data.vocabulary import train_tokenizer
-from plaudit.demo.best_of import BestOf, best_of_n
-from plaudit.demo.report import write_demo_report
-from plaudit.demo.world import BayesOptimum, World
+from plaudit.demo.report import closing_lines, write_demo_report
+from plaudit.demo.world import BayesOptimum, World, gold_reward
+from plaudit.evaluation.policy import evaluate_policy
+from plaudit.evaluation.policy_report import PolicyReport
 from plaudit.evaluation.report import RewardReport
 from plaudit.evaluation.reward import evaluate_reward
-from plaudit.training import reward, sft
+from plaudit.models.causal_lm import CausalLM
+from plaudit.rewards.combine import combine
+from plaudit.rewards.normalise import Running, normalised
+from plaudit.rollout.generate import generate
+from plaudit.training import align, reward, sft
 from plaudit.training.messages import say
 from plaudit.training.results import TrainingResult
 
@@ -50,7 +58,9 @@ class DemoRun:
         policy: the fine-tuned language model's run.
         reward_model: the reward model's run.
         report: its evaluation on the test rankings.
-        best_of: whether the reward model picks better answers out of the policy's own.
+        aligned: the aligned language model's run.
+        on_the_way: copies of the policy after a third and two thirds of the iterations.
+        comparison: the aligned model beside the fine-tuned one on letters that nobody trained on.
         page: where the report was written.
         seconds: wall-clock time by stage.
     """
@@ -64,7 +74,9 @@ class DemoRun:
     policy: TrainingResult | None = None
     reward_model: reward.RewardTrainingResult | None = None
     report: RewardReport | None = None
-    best_of: BestOf | None = None
+    aligned: TrainingResult | None = None
+    on_the_way: dict[int, CausalLM] = field(default_factory=dict)
+    comparison: PolicyReport | None = None
     page: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -87,7 +99,7 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
         ValueError: if the output folder holds something that is no demo.
     """
     if dry_run:
-        say(f"would run {', '.join(STAGES)} in {config.output}: about 2 minutes on 2 cores at the default sizes")
+        say(f"would run {', '.join(STAGES)} in {config.output}: about 4 minutes on 2 cores at the default sizes")
         return None
     _clear(config.output)
     run = DemoRun(config, World(config.seed))
@@ -97,27 +109,19 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
         stage(run)
         run.seconds[name] = time.perf_counter() - started
     run.page = write_demo_report(run)
-    say(headline(run))
-    say(f"demo: {sum(run.seconds.values()):.0f} s; open {run.page}")
+    for line in closing_lines(run):
+        say(line)
     return run
 
 
 def make_world(run: DemoRun) -> None:
-    """Write demonstrations and rankings, train and test on different prompts, and train a tokenizer on them."""
+    """Write demonstrations, and train a tokenizer on them and on letters."""
     config = run.config
     run.demonstrations = run.world.demonstrations(config.demonstrations)
-    run.train = run.world.comparisons(config.rankings)
-    run.test = run.world.comparisons(config.test_rankings, "test")
-    run.optimum = run.world.bayes_optimum(run.test)
     write_demonstrations(run.demonstrations, run.file("data/demonstrations.jsonl"))
-    write_comparisons(run.train, run.file("data/train.jsonl"))
-    write_comparisons(run.test, run.file("data/test.jsonl"))
     texts = [text for d in run.demonstrations for text in (str(d.prompt), d.completion)]
-    texts += [text for c in run.train for text in (str(c.prompt), *c.completions)]
+    texts += run.world.comparison_prompts(config.rankings)
     train_tokenizer(texts, config.vocabulary).save_pretrained(run.file("tokenizer"))
-    say(
-        f"{len(run.demonstrations)} demonstrations, {len(run.train)} rankings to learn from, {len(run.test)} to test on"
-    )
 
 
 def fine_tune(run: DemoRun) -> None:
@@ -148,6 +152,23 @@ def fine_tune(run: DemoRun) -> None:
     result = sft.main(SftConfig.model_validate(settings), train=run.demonstrations, held_out=held_out)
     assert isinstance(result, TrainingResult)
     run.policy = _complete(result)
+
+
+def collect_rankings(run: DemoRun) -> None:
+    """Annotators rank 4 to 9 replies to a letter, half of them sampled from the fine-tuned model; train and test."""
+    assert run.policy is not None
+    config, model = run.config, run.policy.model
+    for split, count in (("train", config.rankings), ("test", config.test_rankings)):
+        prompts = run.world.comparison_prompts(count, split)
+        answers = _sample(run, model, prompts, samples=4, seed=config.seed + (split == "test"))
+        records = run.world.comparisons(count, split, answers=answers)
+        write_comparisons(records, run.file(f"data/{split}.jsonl"))
+        if split == "train":
+            run.train = records
+        else:
+            run.test = records
+    run.optimum = run.world.bayes_optimum(run.test)
+    say(f"{len(run.train)} rankings to learn from, {len(run.test)} to test on")
 
 
 def train_reward_model(run: DemoRun) -> None:
@@ -181,22 +202,67 @@ def evaluate(run: DemoRun) -> None:
     run.report = evaluate_reward(config)
 
 
-def choose_best(run: DemoRun) -> None:
-    """Let the fine-tuned model answer test prompts and see whether the reward model's favourite is the better one."""
+def align_policy(run: DemoRun) -> None:
+    """PPO: sample answers, score them by the frozen reward model, update; gold is watched, never learned from."""
     assert run.policy is not None
     assert run.reward_model is not None
-    prompts = run.world.prompts(run.config.best_of_prompts, "test")
-    run.best_of = best_of_n(
-        run.policy.model, run.reward_model.model, prompts, samples=run.config.best_of, seed=run.config.seed
+    config = run.config
+    settings = {
+        "model": {"backbone": str(run.policy.model_folder)},
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "kl_coefficient": config.kl_coefficient},
+        "critic_start": "reward",
+        "sampling": {"max_new_tokens": config.max_new_tokens},
+        "iterations": config.iterations,
+        "prompts_per_iteration": config.prompts_per_iteration,
+        "samples_per_prompt": 4,
+        "optimizer": {"learning_rate": 1e-4, "head_learning_rate": 1e-3},
+        "evaluate_every": None,
+        "save_every": None,
+        **_shared(run, "align"),
+        "log_every": 4,
+    }
+    scorer = combine({"proxy": (normalised(run.reward_model.model, Running(shift=False)), 1.0), "gold": (_gold, 0.0)})
+    prompts = [PromptRecord(prompt=text) for text in run.world.prompts(20 * config.prompts_per_iteration)]
+    thirds = {max(1, config.iterations * part // 3) for part in (1, 2)} - {config.iterations}
+
+    def keep(iteration: int, model: CausalLM) -> None:
+        if iteration in thirds:
+            run.on_the_way[iteration] = copy.deepcopy(model).eval()
+
+    result = align.main(AlignConfig.model_validate(settings), prompts=prompts, reward=scorer, on_iteration=keep)
+    assert isinstance(result, TrainingResult)
+    run.aligned = result
+
+
+def compare(run: DemoRun) -> None:
+    """Both policies answer letters that nobody trained on: win rate, rewards, divergence, best of n."""
+    assert run.policy is not None
+    assert run.aligned is not None
+    assert run.reward_model is not None
+    config = run.config
+    run.comparison = evaluate_policy(
+        EvaluatePolicyConfig(
+            sampling=SamplingConfig(max_new_tokens=config.max_new_tokens),
+            limit=None,
+            seed=config.seed,
+            output=run.file("comparison"),
+        ),
+        policies={f"PPO/{step}": model for step, model in run.on_the_way.items()}
+        | {f"PPO/{config.iterations}": run.aligned.model},
+        reference=CausalLM.from_pretrained(str(run.policy.model_folder)),
+        rewards={"proxy": run.reward_model.model, "gold": _gold},
+        prompts=run.world.prompts(config.test_prompts, "test"),
     )
 
 
 STAGES: dict[str, Callable[[DemoRun], None]] = {
     "make_world": make_world,
     "fine_tune": fine_tune,
+    "collect_rankings": collect_rankings,
     "train_reward_model": train_reward_model,
     "evaluate": evaluate,
-    "choose_best": choose_best,
+    "align_policy": align_policy,
+    "compare": compare,
 }
 """Stage by name, in the order in which they run."""
 
@@ -221,19 +287,22 @@ def num_heads(hidden_size: int) -> int:
     )
 
 
-def headline(run: DemoRun) -> str:
-    """One line: held-out pair accuracy beside the most that the annotators' noise allows, and the floors."""
-    assert run.report is not None
-    assert run.optimum is not None
-    model = run.report.models[0].metrics["accuracy"]
-    floors = ", ".join(
-        f"{f.name.replace('_', ' ')} {100 * f.metrics['accuracy'].value:.1f} %" for f in run.report.floors
+def _sample(run: DemoRun, model: CausalLM, prompts: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
+    """`samples` answers to each prompt at temperature 1."""
+    tokeniser = model.text_tokeniser()
+    found = generate(
+        model,
+        model.tokenizer,
+        [tokeniser.prompt(prompt) for prompt in prompts],
+        samples_per_prompt=samples,
+        sampling=SamplingConfig(max_new_tokens=run.config.max_new_tokens, seed=seed),
     )
-    return (
-        f"held-out pair accuracy {100 * model.value:.1f} % ({100 * model.low:.1f} to {100 * model.high:.1f}); "
-        f"Bayes optimum of the noisy annotators {100 * run.optimum.drawn_accuracy:.1f} % on these labels, "
-        f"{100 * run.optimum.accuracy:.1f} % expected; floors: {floors}"
-    )
+    texts = [text.strip() for text in found.text]
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def _gold(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    return [gold_reward(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
 
 def _clear(output: Path) -> None:

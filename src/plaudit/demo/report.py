@@ -1,4 +1,4 @@
-"""The demo's page: the headline beside the optimum, rewards against gold, one ranking to read, the whole evaluation."""
+"""The demo's page: what PPO brought, the reward model beside the optimum, one ranking to read, both evaluations."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,6 @@ from plaudit.data.pages import (
     Tile,
     new_figure,
     page,
-    paragraph,
     percent,
     plot,
     quote,
@@ -25,6 +24,9 @@ from plaudit.data.pages import (
 )
 from plaudit.data.records import prompt_text
 from plaudit.demo.world_gold import gold_reward
+from plaudit.evaluation.intervals import Estimate
+from plaudit.evaluation.policy_compare import BEST_OF_N
+from plaudit.evaluation.policy_report import policy_sections
 from plaudit.evaluation.report import reward_sections
 
 if TYPE_CHECKING:
@@ -32,34 +34,83 @@ if TYPE_CHECKING:
 
 
 def write_demo_report(run: "DemoRun") -> Path:
-    """Write `report.html`, `accuracy.png` and `summary.json` into the demo's folder; returns the page's path."""
+    """Write `report.html`, two pictures and `summary.json` into the demo's folder; returns the page's path."""
     assert run.report is not None
+    assert run.comparison is not None
     bars, rows = accuracy_figure(run)
     bars.savefig(run.file("accuracy.png"), dpi=160, facecolor="white")
+    run.comparison.plots["frontier"].figure.savefig(run.file("frontier.png"), dpi=160, facecolor="white")
     sections = [
+        outcome_section(run),
+        *policy_sections(run.comparison),
         headline_section(run, bars, rows),
         gold_section(run),
         example_section(run),
-        best_of_section(run),
         time_section(run),
         *reward_sections(run.report),
     ]
     subtitle = "Letters to the shop of Puddle & Finch, ranked by five simulated annotators, one of them careless"
     path = run.file("report.html")
-    path.write_text(page("From rankings to a reward model", sections, subtitle=subtitle), encoding="utf-8")
+    path.write_text(page("From rankings to a better policy", sections, subtitle=subtitle), encoding="utf-8")
     run.file("summary.json").write_text(json.dumps(summary(run), indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def summary(run: "DemoRun") -> dict[str, object]:
-    """The demo's main numbers: held-out pair accuracy and log-loss beside the optimum and the floors, and times."""
+def closing_lines(run: "DemoRun") -> list[str]:
+    """What the demo prints in the end: accuracy beside the optimum, gold before and after, win rate, KL, the page."""
     assert run.report is not None
     assert run.optimum is not None
-    assert run.best_of is not None
+    accuracy = run.report.models[0].metrics["accuracy"]
+    floors = ", ".join(
+        f"{f.name.replace('_', ' ')} {100 * f.metrics['accuracy'].value:.1f} %" for f in run.report.floors
+    )
+    before, after, gain, wins, kl = _outcome(run)
+    chosen = _best_of(run)
+    return [
+        f"reward model: held-out pair accuracy {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to "
+        f"{100 * accuracy.high:.1f}); Bayes optimum of the noisy annotators {100 * run.optimum.drawn_accuracy:.1f} %; "
+        f"floors: {floors}",
+        f"gold reward: {before.value:+.2f} before, {after.value:+.2f} after PPO (gain {gain.value:+.2f}, "
+        f"{gain.low:+.2f} to {gain.high:+.2f}); best of 4 {chosen[4]:+.2f}, best of 16 {chosen[16]:+.2f}",
+        f"win rate against the fine-tuned model by gold: {100 * wins.value:.1f} % ({100 * wins.low:.1f} to "
+        f"{100 * wins.high:.1f}); KL {kl.value:.1f} nats per answer",
+        f"demo: {sum(run.seconds.values()):.0f} s; open {run.page}",
+    ]
+
+
+def outcome_section(run: "DemoRun") -> Section:
+    """What the whole chain brought, in four numbers."""
+    before, after, gain, wins, kl = _outcome(run)
+    chosen = _best_of(run)
+    body = tiles(
+        [
+            Tile(
+                f"{before.value:+.2f} → {after.value:+.2f}", "gold reward", f"gain {gain.low:+.2f} to {gain.high:+.2f}"
+            ),
+            Tile(percent(wins.value), "answers better by gold", f"{percent(wins.low)} to {percent(wins.high)}"),
+            Tile(f"{kl.value:.1f}", "nats per answer from the start", "KL divergence, estimated from samples"),
+            Tile(
+                f"{chosen[4]:+.2f}", "best of 4 of the start", f"best of 16: {chosen[16]:+.2f}, sixteen times the work"
+            ),
+        ]
+    )
+    intro = (
+        "A small decoder learned to answer letters, people ranked some answers, a reward model learned from the "
+        "rankings, and PPO improved the decoder by that reward model alone. Gold is what an answer is really worth in "
+        "this made-up world; nobody learned from it."
+    )
+    return Section("Did it help?", body, intro=intro)
+
+
+def summary(run: "DemoRun") -> dict[str, object]:
+    """The demo's main numbers: the reward model beside the optimum and the floors, the policies, and times."""
+    assert run.report is not None
+    assert run.optimum is not None
     assert run.reward_model is not None
     model = run.report.models[0]
     rewards, gold = _rewards_and_gold(run)
     normalisation = run.reward_model.normalisation
+    before, after, gain, wins, kl = _outcome(run)
     return {
         "accuracy": model.metrics["accuracy"].value,
         "log_loss": model.metrics["log_loss"].value,
@@ -71,10 +122,13 @@ def summary(run: "DemoRun") -> dict[str, object]:
         "rank_correlation_with_gold": float(spearmanr(rewards, gold).statistic),
         "normalisation": None if normalisation is None else {"mean": normalisation.mean, "std": normalisation.std},
         "gold_reward": {
-            "policy": run.best_of.mean_gold,
-            "chosen_by_reward_model": run.best_of.chosen_gold,
-            "best_available": run.best_of.best_gold,
+            "before": before.value,
+            "after": after.value,
+            "gain": [gain.value, gain.low, gain.high],
+            **{f"best_of_{n}": value for n, value in _best_of(run).items()},
         },
+        "win_rate": [wins.value, wins.low, wins.high],
+        "kl": [kl.value, kl.low, kl.high],
         "seconds": run.seconds,
     }
 
@@ -128,7 +182,7 @@ def headline_section(run: "DemoRun", bars: Figure, rows: list[tuple[str, float]]
         "A small decoder was trained from nothing on good replies, then on how people ranked 4 to 9 replies a letter. "
         "Because this world is made up, it is known how well any reward model could foretell its noisy annotators."
     )
-    return Section("How good is it?", body, intro=intro)
+    return Section("How good is the reward model?", body, intro=intro)
 
 
 def gold_section(run: "DemoRun") -> Section:
@@ -170,25 +224,6 @@ def example_section(run: "DemoRun") -> Section:
     return Section("One letter and its replies", quote(prompt_text(comparison.prompt)) + table(columns, rows))
 
 
-def best_of_section(run: "DemoRun") -> Section:
-    """Gold reward of the policy's answers, and of the one that the reward model likes best."""
-    found = run.best_of
-    assert found is not None
-    n = len(found.gold[0])
-    rows = [
-        ("a random answer of the fine-tuned model", found.mean_gold),
-        (f"the reward model's favourite of {n}", found.chosen_gold),
-        (f"the best of {n} by gold", found.best_gold),
-    ]
-    place = max(range(len(found.prompts)), key=lambda p: max(found.rewards[p]) - min(found.rewards[p]))
-    order = sorted(range(n), key=lambda k: -found.rewards[place][k])
-    answers = [(found.rewards[place][k], found.gold[place][k], found.answers[place][k]) for k in order]
-    body = table(("answer", "mean gold reward"), rows) + paragraph("The letter on which the rewards differ most:")
-    body += quote(found.prompts[place]) + table(("reward", "gold", "answer of the fine-tuned model"), answers)
-    intro = f"The fine-tuned model answered {len(found.prompts)} letters {n} times each; gold was not used to choose."
-    return Section("Does it pick better answers?", body, intro=intro)
-
-
 def time_section(run: "DemoRun") -> Section:
     """Seconds by stage, and the sizes behind them."""
     assert run.policy is not None
@@ -202,6 +237,26 @@ def time_section(run: "DemoRun") -> Section:
         ("command", f"plaudit demo --seed {run.config.seed}"),
     ]
     return Section("What it took", table(("what", "value"), rows))
+
+
+def _outcome(run: "DemoRun") -> tuple[Estimate, Estimate, Estimate, Estimate, Estimate]:
+    """Gold reward before and after, its gain, the win rate by gold, and the divergence per answer."""
+    assert run.comparison is not None
+    start, aligned = run.comparison.comparison.start, run.comparison.comparison.policies[-1]
+    return (
+        start.metrics["reward/gold"],
+        aligned.metrics["reward/gold"],
+        aligned.differences["reward/gold"],
+        aligned.metrics["win_rate/gold"],
+        aligned.metrics["kl"],
+    )
+
+
+def _best_of(run: "DemoRun") -> dict[int, float]:
+    """Gold reward of the reward model's favourite of n answers of the fine-tuned model, by n."""
+    assert run.comparison is not None
+    points = [point for point in run.comparison.comparison.points if point.run == BEST_OF_N]
+    return {int(point.label.partition("= ")[2]): point.values["gold"].value for point in points}
 
 
 def _score(run: "DemoRun", prompts: list[str], completions: list[list[str]]) -> list[list[float]]:

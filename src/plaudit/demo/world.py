@@ -164,23 +164,42 @@ class World:
         return records
 
     def comparisons(
-        self, n: int, split: str = "train", *, min_completions: int = 4, max_completions: int = 9
+        self,
+        n: int,
+        split: str = "train",
+        *,
+        min_completions: int = 4,
+        max_completions: int = 9,
+        answers: Sequence[Sequence[str]] | None = None,
     ) -> list[Comparison]:
         """`n` different requests, each with K different replies of every kind and one annotator's ranking.
 
         K is uniform in `min_completions..max_completions`. `subset` is the kind of request, `group` the record's id.
+
+        Args:
+            n: how many.
+            split: whose requests.
+            min_completions, max_completions: bounds of K.
+            answers: for each of `comparison_prompts(n, split)` replies that a policy wrote; half of every K are taken
+                from these, as far as they differ.
         """
-        rng = self._rng("comparisons", split)
+        rng, shuffling = self._rng("comparisons", split), self._rng("shuffled answers", split)
         seen: set[str] = set()
         records = []
         for index in range(n):
             request = _new_request(rng, split, seen)
-            completions: dict[str, None] = {}
             num_completions = rng.randint(min_completions, max_completions)
+            completions: dict[str, None] = {}
             while len(completions) < num_completions:
                 completions[_any_reply(rng, request)] = None
-            (annotator,) = rng.choices(self.annotators, [a.share for a in self.annotators])
             replies = tuple(completions)
+            if answers is not None:
+                given = [reply for reply in dict.fromkeys(answers[index][: num_completions // 2]) if reply]
+                others = [reply for reply in replies if reply not in given]
+                mixed = [*given, *others[: num_completions - len(given)]]
+                # Their place must not give away who wrote them.
+                replies = tuple(shuffling.sample(mixed, len(mixed)))
+            (annotator,) = rng.choices(self.annotators, [a.share for a in self.annotators])
             records.append(
                 Comparison(
                     prompt=request.prompt,
@@ -193,6 +212,10 @@ class World:
                 )
             )
         return records
+
+    def comparison_prompts(self, n: int, split: str = "train") -> list[str]:
+        """The requests of the first `n` comparisons, for a policy to answer."""
+        return [str(comparison.prompt) for comparison in self.comparisons(n, split)]
 
     def bayes_optimum(self, comparisons: Sequence[Comparison]) -> BayesOptimum:
         """The best that any reward model `r(x, y)`, which does not know who judged, can do on these replies.

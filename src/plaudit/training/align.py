@@ -1,7 +1,7 @@
 """Align a language model with a reward: `main(config)`, one visible loop of sampling, scoring and updating."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -46,6 +46,7 @@ def main(
     held_out: Sequence[PromptRecord] | None = None,
     model: CausalLM | None = None,
     reward: Any = None,
+    on_iteration: Callable[[int, CausalLM], object] | None = None,
 ) -> TrainingResult | AlignEstimate:
     """Align a language model and save it as `<output>/model`, a plain transformers folder.
 
@@ -56,6 +57,8 @@ def main(
         held_out: prompts to evaluate on, instead of `config.held_out`.
         model: the policy's start, instead of building `config.model`; it is changed.
         reward: whatever `plaudit.rewards.base.as_reward` takes, instead of `config.reward` or `config.rewards`.
+        on_iteration: called after every iteration with its number, from 1, and the policy's model, to look at it or
+            to keep a copy.
 
     Returns:
         The result with the model; in a dry run the estimate.
@@ -76,7 +79,7 @@ def main(
         prepare_output(config)
         hashed = records_hash([*job.prompts, "held out", *job.held_out])
         session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
-        stopped_by = run_iterations(job, session)
+        stopped_by = run_iterations(job, session, on_iteration)
         folder = None
         if stopped_by in ("iterations", "guard"):
             folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
@@ -150,7 +153,9 @@ def prepare(
     return job, optimizer, counts
 
 
-def run_iterations(job: AlignJob, session: Session) -> str:
+def run_iterations(
+    job: AlignJob, session: Session, on_iteration: Callable[[int, CausalLM], object] | None = None
+) -> str:
     """The loop: from where the session stands to the end of the run; returns what ended it."""
     config, state = job.config, session.state
     resumed = config.resume and session.resume()
@@ -192,6 +197,8 @@ def run_iterations(job: AlignJob, session: Session) -> str:
             log(job, session, trackers, progress, metrics, iteration.tokens)
             for row in iteration.rows:
                 samples.write(state.step, row)
+            if on_iteration is not None:
+                on_iteration(state.step, job.policy.language_model)
             last = state.step == config.iterations
             guard = job.guards.stop_reason(metrics)
             if job.held_out and (last or guard or _due(config.evaluate_every, state.step)):
