@@ -6,8 +6,9 @@ optimum of its loss with a ridge that is chosen inside the training folds (`plau
 randomness in it.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,47 +20,70 @@ from plaudit.data.packing import pack_groups
 from plaudit.data.records import Comparison
 from plaudit.data.splits import split_keys
 from plaudit.data.targets import make_targets
-from plaudit.data.tokenising import TokenisedGroup
+from plaudit.models.aggregation import build_aggregation
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.head_fit import choose_ridge, fit_linear
 from plaudit.training.objectives import PreferenceObjective, loss_of, tie_rate, why_unusable
 
+READ = (("mean", "completion"), ("mean", "text"), ("sum", "completion"), ("last", "completion"))
+"""Aggregations without weights of their own, and the tokens they read."""
+
 
 class States:
-    """Token ids and last-layer states of every comparison, each text put through the backbone once."""
+    """What every aggregation reads of every layer, for every comparison: each text goes through the backbone once.
 
-    def __init__(self, settings: dict[str, Any], records: Sequence[Comparison]) -> None:
-        model = RewardModel.from_backbone(RewardTrainingConfig.model_validate(settings).model).eval()
-        self.model = model
+    Attributes:
+        width: the largest number of completions, `K`.
+        tables: by aggregation, `[P, K, L, H]` with the embeddings and then every layer of the backbone.
+    """
+
+    def __init__(self, settings: dict[str, Any], records: Sequence[Comparison], file: Path) -> None:
         self.places = {id(record): place for place, record in enumerate(records)}
-        self.groups: list[TokenisedGroup] = []
-        self.states: list[Tensor] = []
-        for record in records:
-            group = model.text_tokeniser.group(record.prompt, list(record.completions))
-            with torch.no_grad():
-                self.states.append(model.states(pack_groups([group], causal=model.causal)))
-            self.groups.append(group)
-        self.width = max(group.num_slots for group in self.groups)
-        self.pooled: dict[tuple[str, str], Tensor] = {}
+        self.width = max(len(record.completions) for record in records)
+        if not file.exists():
+            started = time.perf_counter()
+            torch.save(read_states(settings, records, self.width), file)
+            print(f"states of {len(records)} comparisons in {time.perf_counter() - started:.0f} s", flush=True)
+        self.tables: dict[tuple[str, str], Tensor] = torch.load(file)
 
     def features(self, config: RewardTrainingConfig) -> Tensor:
-        """`agg(h)` of every completion by a configuration's aggregation: `[P, K, H]`.
+        """`agg(h)` of every completion by a configuration's aggregation and layers: `[P, K, L·H]`.
 
         Raises:
             ValueError: for an aggregation with weights of its own, which would have to be trained.
         """
         name = (config.model.aggregation, config.model.aggregate_over)
-        if name not in self.pooled:
-            parts = replace(self.model.parts, aggregation=name[0], aggregate_over=name[1])
-            aggregation = RewardModel(self.model.backbone, self.model.tokenizer, parts, packed=False).aggregation
-            if any(True for _ in aggregation.parameters()):
-                raise ValueError(f"aggregation {name[0]!r} has weights of its own; it cannot be fitted in one go")
-            rows = []
-            for group, states in zip(self.groups, self.states, strict=True):
-                layout = pack_groups([group], causal=self.model.causal, num_slots=self.width).layout
-                rows.append(scatter_to_table(aggregation(states.float(), layout), layout)[0])
-            self.pooled[name] = torch.stack(rows)
-        return self.pooled[name]
+        if name not in self.tables:
+            raise ValueError(f"aggregation {name} cannot be fitted in one go; it can be one of {READ}")
+        table = self.tables[name]
+        last = config.model.backbone_layers or table.shape[2] - 1
+        layers = config.model.read_layers or (last,)
+        chosen = list(range(last + 1)) if layers == "all" else list(layers)
+        return table[:, :, chosen].flatten(2).float()
+
+
+@torch.no_grad()
+def read_states(
+    settings: dict[str, Any], records: Sequence[Comparison], width: int, *, groups_at_once: int = 8
+) -> dict[tuple[str, str], Tensor]:
+    """Put every text through the whole backbone: the tables of `States`, in half precision."""
+    layers = {"model": {"backbone_layers": None, "read_layers": "all", "aggregation": "mean"}}
+    config = RewardTrainingConfig.model_validate({**settings, "model": {**settings["model"], **layers["model"]}})
+    model = RewardModel.from_backbone(config.model).eval()
+    groups = [model.text_tokeniser.group(record.prompt, list(record.completions)) for record in records]
+    size = model.head.weight.shape[1]
+    depth = len(model.parts.read_layers)
+    readers = {name: build_aggregation(name[0], size, over=name[1]) for name in READ}
+    tables = {name: torch.zeros(len(records), width, depth, size // depth, dtype=torch.half) for name in READ}
+    order = sorted(range(len(groups)), key=lambda place: groups[place].longest)
+    for start in range(0, len(order), groups_at_once):
+        chosen = order[start : start + groups_at_once]
+        batch = pack_groups([groups[place] for place in chosen], causal=model.causal, num_slots=width)
+        states = model.states(batch)
+        for name, reader in readers.items():
+            table = scatter_to_table(reader(states, batch.layout), batch.layout)
+            tables[name][chosen] = table.unflatten(-1, (depth, -1)).half()
+    return tables
 
 
 def fitted_scores(

@@ -24,13 +24,28 @@ from frozen import States, fitted_scores
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.data.floors import fit_bag_of_words
 from plaudit.data.io import read_comparisons
-from plaudit.data.records import Comparison
+from plaudit.data.records import Comparison, prompt_text
 from plaudit.data.splits import SplitKey, kfold
+from plaudit.data.vocabulary import train_tokenizer
 from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
 from plaudit.training import reward
 from plaudit.training.results import ENDS
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries put over one another, the last one wins."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+TRAINED = "trained"
+"""In place of a tokenizer: one of 2000 tokens that is trained on the texts of the training folds."""
+
 RECIPE: dict[str, Any] = {
     "epochs": 2.0,
     "records_per_step": 16,
@@ -50,6 +65,8 @@ RECIPE: dict[str, Any] = {
         "aggregation": "mean",
         "aggregate_over": "completion",
         "initial_spread": 0.0,
+        # A sentence encoder was never shown pairs of texts.
+        "template": "plain",
         "max_length": 128,
         "too_long": "truncate",
         "attn_implementation": "padded",
@@ -67,17 +84,48 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
 }
 CENTRED: dict[str, dict[str, Any]] = {"pairwise, centred .01": {"loss": "pairwise", "centring": 0.01}}
 
-FIVE_LAYERS: dict[str, Any] = {"model": {"backbone_layers": 5}}
-FROZEN: dict[str, dict[str, Any]] = {
-    **{name: {**loss, **FIVE_LAYERS} for name, loss in LOSSES.items()},
-    "pairwise, all six layers": {"loss": "pairwise"},
-    "pairwise, four layers": {"loss": "pairwise", "model": {"backbone_layers": 4}},
-    "pairwise, prompt tokens too": {"loss": "pairwise", "model": {"backbone_layers": 5, "aggregate_over": "text"}},
-    "pairwise, sum": {"loss": "pairwise", "model": {"backbone_layers": 5, "aggregation": "sum"}},
-    "pairwise, last token": {"loss": "pairwise", "model": {"backbone_layers": 5, "aggregation": "last"}},
-    "pairwise, centred .01": {"loss": "pairwise", "centring": 0.01, **FIVE_LAYERS},
+MIDDLE: dict[str, Any] = {"model": {"read_layers": (4, 5)}}
+ONE_FACTOR: dict[str, dict[str, Any]] = {
+    "prompt tokens too": {"model": {"aggregate_over": "text"}},
+    "sum": {"model": {"aggregation": "sum"}},
+    "last token": {"model": {"aggregation": "last"}},
+    "centred .01": {"centring": 0.01},
+    "embeddings alone": {"model": {"read_layers": (0,)}},
+    "layer 4 alone": {"model": {"read_layers": (4,)}},
+    "layer 5 alone": {"model": {"read_layers": (5,)}},
+    "layer 6 alone": {"model": {"read_layers": (6,)}},
 }
-"""What is compared on a frozen backbone: its fifth layer of six unless said, since the last says less."""
+FROZEN: dict[str, dict[str, Any]] = {
+    **{name: merged(loss, MIDDLE) for name, loss in LOSSES.items()},
+    **{f"pairwise, {name}": merged(LOSSES["pairwise"], MIDDLE, change) for name, change in ONE_FACTOR.items()},
+}
+"""What is compared on a frozen backbone: the mean over the answer's tokens of its fourth and fifth layer of six, side
+by side, and one factor at a time of that."""
+
+
+SCRATCH: dict[str, dict[str, Any]] = {
+    "pairwise, small decoder from scratch": {
+        "loss": "pairwise",
+        "epochs": 3.0,
+        "optimizer": {"learning_rate": 1e-3},
+        "model": {
+            "backbone": None,
+            "model_type": "llama",
+            "backbone_config": {
+                "hidden_size": 96,
+                "intermediate_size": 256,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 2048,
+            },
+            "tokenizer": TRAINED,
+            "template": "auto",
+            "attn_implementation": "auto",
+            "max_length": 2048,
+        },
+    }
+}
+"""A decoder that has read nothing but the training folds, its tokenizer neither: any language, any length."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +150,7 @@ STUDIES = {
     ),
     "wmt_mqm": Study(
         "wmt_mqm/rankings_ende.jsonl.gz",
-        LOSSES | AGGREGATIONS | CENTRED,
+        LOSSES | AGGREGATIONS | CENTRED | SCRATCH,
         key="group",
         group_key="doc",
         tie_threshold=1.0,
@@ -117,19 +165,10 @@ STUDIES = {
     ),
     "fgrlhf_qa": Study(
         "fgrlhf_qa/train.jsonl.gz",
-        LOSSES | AGGREGATIONS | CENTRED,
+        LOSSES | AGGREGATIONS | CENTRED | SCRATCH,
         base={"records_per_step": 8, "model": {"max_length": 256}},
     ),
 }
-
-
-def merged(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries put over one another, the last one wins."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result
 
 
 def read(study: Study, data: Path) -> list[Comparison]:
@@ -151,7 +190,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and score every variant, seed and fold that has no scores yet."""
     study = STUDIES[arguments.name]
     records = read(study, arguments.data)
-    states: dict[int | None, States] = {}
+    states: States | None = None
     for seed in range(arguments.seeds):
         for name in arguments.variants or (FROZEN if arguments.frozen else study.variants):
             for fold, (train, test) in enumerate(folds_of(study, records)):
@@ -163,10 +202,8 @@ def run(arguments: argparse.Namespace) -> None:
                     # A convex fit with a ridge cannot be too sure of what it learned by heart.
                     variant = {**FROZEN[name], "label_smoothing": 0.0}
                     settings = settings_of(study, variant, arguments.backbone, seed)
-                    layers = settings["model"].get("backbone_layers")
-                    if layers not in states:
-                        states[layers] = States(settings, records)
-                    scores = fitted_scores(states[layers], settings, train, test)
+                    states = states or States(settings, records, arguments.output / f"{arguments.name}-states.pt")
+                    scores = fitted_scores(states, settings, train, test)
                 else:
                     settings = settings_of(study, study.variants[name], arguments.backbone, seed)
                     scores = train_and_score(settings, train, test, file.with_suffix(""))
@@ -177,13 +214,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def settings_of(study: Study, variant: dict[str, Any], backbone: str, seed: int) -> dict[str, Any]:
     """The training configuration of a variant, as a dictionary."""
-    return merged(RECIPE, study.base, variant, {"model": {"backbone": backbone, "seed": seed}, "seed": seed})
+    return merged(RECIPE, {"model": {"backbone": backbone, "seed": seed}, "seed": seed}, study.base, variant)
 
 
 def train_and_score(
     settings: dict[str, Any], train: Sequence[Comparison], test: Sequence[Comparison], folder: Path
 ) -> list[list[float]]:
-    """Fine-tune one model and score what it has never seen."""
+    """Train one model and score what it has never seen."""
+    if settings["model"].get("tokenizer") == TRAINED:
+        texts = (text for c in train for text in (prompt_text(c.prompt), *c.completions))
+        train_tokenizer(texts, 2000).save_pretrained(folder.with_suffix(".tokenizer"))
+        settings = merged(settings, {"model": {"tokenizer": str(folder.with_suffix(".tokenizer"))}})
     config = RewardTrainingConfig.model_validate({**settings, "output": folder, "overwrite": True})
     result = reward.main(config, train=train)
     assert isinstance(result, reward.RewardTrainingResult)

@@ -352,3 +352,27 @@ def test_encoder_truncation_keeps_cls_separators_and_completion() -> None:
     assert tokenizer.decode(smallest.group("one two", ["six seven"]).blocks[0].prefix) == "[CLS] [SEP]"
     with pytest.raises(TextTooLongError):
         TextTokeniser(tokenizer, causal=False, max_length=4, too_long="truncate_prompt").group("one", ["six seven"])
+
+
+@pytest.mark.parametrize("make", [roberta_like, minilm])
+def test_an_encoder_reads_one_text_where_it_is_asked_to(make: object) -> None:
+    tokenizer = make()  # type: ignore[operator]
+    tokeniser = TextTokeniser(tokenizer, causal=False, max_length=100, template="plain")
+    assert tokeniser.completion_token_type == 0
+    assert tokeniser.template == "plain"
+    group = tokeniser.group("How is it?", ["It is sunny.", "Rain"])
+    for block, answer in zip(group.blocks, ["It is sunny.", "Rain"], strict=True):
+        assert (
+            block.prefix + block.completions[0]
+            == tokenizer(f"\n\nHuman: How is it?\n\nAssistant: {answer}")["input_ids"]
+        )
+    raw = TextTokeniser(tokenizer, causal=False, max_length=100, template="raw").group("Sky: ", ["blue"]).blocks[0]
+    assert raw.prefix + raw.completions[0] == tokenizer("Sky: blue")["input_ids"]
+
+
+def test_one_text_loses_its_beginning_behind_cls() -> None:
+    tokenizer = minilm()
+    tokeniser = TextTokeniser(tokenizer, causal=False, max_length=7, too_long="truncate_prompt", template="raw")
+    [one, other] = tokeniser.group("one two three four", ["five", "six seven"]).blocks
+    assert tokenizer.decode(one.prefix) == tokenizer.decode(other.prefix) == "[CLS] two three four"
+    assert tokenizer.decode(other.completions[0]) == "six seven [SEP]"

@@ -43,6 +43,11 @@ class RewardModelConfig(Config):
     """Keep only the first layers of a pretrained backbone: faster, and where the last layers are made for another task
     (sentence encoders) a middle layer often says more. None keeps all."""
 
+    read_layers: tuple[int, ...] | Literal["all"] | None = None
+    """Whose states the aggregation reads, side by side, so that the head weighs them: numbers of layers (0 is the
+    embeddings), or `all`. None reads the last layer alone. Where judgements are few, a fitted head on several layers
+    of an encoder knows more than one on any of them (see the study on real data)."""
+
     tokenizer: str | None = None
     """Name or folder of the tokenizer; None takes the backbone's own."""
 
@@ -90,7 +95,9 @@ class RewardModelConfig(Config):
     fit beside a quarter of `max_length` for the prompt lose tokens from their right as well. All of it is counted."""
 
     template: Literal["auto", "chat", "plain", "raw"] = "auto"
-    """How a conversation becomes text: the tokenizer's chat template where it has one, else the plain one."""
+    """How a conversation becomes text: the tokenizer's chat template where it has one, else the plain one. An encoder
+    reads prompt and answer as a pair of texts with `auto`, and as one text with `plain` or `raw`, which suits sentence
+    encoders: they were never shown pairs."""
 
     seed: int = 0
     """Seed of the head, of the aggregation and of random backbones."""
@@ -101,6 +108,9 @@ class RewardModelConfig(Config):
             raise ValueError("give either backbone (pretrained) or model_type (random weights), not both or neither")
         if self.backbone is not None and self.backbone_config is not None:
             raise ValueError("backbone_config is for random weights; a pretrained backbone brings its own")
+        if isinstance(self.read_layers, tuple):
+            if not self.read_layers or min(self.read_layers) < 0 or len(set(self.read_layers)) < len(self.read_layers):
+                raise ValueError(f"read_layers {self.read_layers}: name each layer once, from 0 (the embeddings) on")
         if self.backbone_layers is not None and (self.backbone is None or self.lora is not None):
             raise ValueError("backbone_layers cuts a pretrained backbone that is trained in full; leave it out here")
         if self.model_type is not None and self.tokenizer is None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data import templates, tokenising, vocabulary
+from plaudit.data import special_tokens, templates, tokenising, vocabulary
 from plaudit.data.records import Prompt
 from plaudit.data.tokenising import TextTokeniser, TokenisedBlock, TokenisedGroup
 
@@ -67,7 +67,7 @@ def fingerprint(tokeniser: TextTokeniser) -> str | None:
     # What an earlier call left switched on; every call of ours says what it wants.
     description.pop("truncation", None)
     description.pop("padding", None)
-    code = [Path(module.__file__ or "").read_bytes() for module in (templates, tokenising, vocabulary)]
+    code = [Path(module.__file__ or "").read_bytes() for module in (special_tokens, templates, tokenising, vocabulary)]
     parts = {
         "tokenizer": description,
         "class": type(tokeniser.tokenizer).__name__,

@@ -3,10 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from plaudit.data.records import Prompt
+from plaudit.data.special_tokens import find_anchor, leading_specials, pair_specials
 from plaudit.data.templates import ChatTemplate, TextTemplate, bare_prompt
 from plaudit.data.vocabulary import without_surrogates
 
@@ -85,7 +86,8 @@ class TextTokeniser:
 
     Encoders: one block per completion, `[CLS] prompt [SEP] completion [SEP]` or whatever the tokenizer builds from a
     pair of texts; the completion's tokens include the separator that ends it. `completion_token_type` says which
-    token type the tokenizer gives to the second text.
+    token type the tokenizer gives to the second text. With template "plain" or "raw" an encoder reads one text
+    instead, `[CLS] prompt completion [SEP]`: sentence encoders were never shown pairs.
 
     Special tokens that a text spells out are read as special tokens, as everywhere in the field. Lone surrogates,
     which no tokenizer takes, become U+FFFD (counted).
@@ -98,7 +100,8 @@ class TextTokeniser:
             bos or CLS, as many for every completion of the group as the longest one needs; a completion that does not
             fit even alone is refused. "truncate" keeps a quarter of `max_length` for the prompt's end in that case and
             drops tokens from the right of longer completions, which a decoder then reads as cut-off answers.
-        template: "chat", "plain" or "raw": what is in use (see `plaudit.data.templates`); "pair" for encoders.
+        template: "chat", "plain" or "raw": what is in use (see `plaudit.data.templates`); "pair" for encoders, unless
+            "plain" or "raw" was asked for.
         end_token: text of the token that ends every answer; None for encoders.
         completion_token_type: token type of the second text of a pair; 0 for decoders.
         template_options: further arguments of the chat template.
@@ -124,7 +127,8 @@ class TextTokeniser:
             causal: True for decoders, False for encoders.
             max_length: most tokens of `prefix + completion`.
             too_long: what happens to longer ones, see the class.
-            template: "auto" takes the chat template where the tokenizer has one, else the plain one.
+            template: "auto" takes the chat template where the tokenizer has one, else the plain one; for encoders a
+                pair of texts.
             end_token: text of the end token, where the derived one is wrong.
             template_options: further arguments of the chat template.
 
@@ -148,12 +152,17 @@ class TextTokeniser:
         self.template_options = dict(template_options or {})
         if causal:
             self._set_template(template, end_token, template_options)
-            self._head = [] if self.template == "chat" else _leading_specials(tokenizer)
-            self._anchor = _find_anchor(tokenizer)
+            self._head = [] if self.template == "chat" else leading_specials(tokenizer)
+            self._anchor = find_anchor(tokenizer)
         else:
             if template == "chat":
                 raise ValueError("template='chat' is for decoders; an encoder reads a pair of texts, use 'auto'")
-            self._pair = _pair_specials(tokenizer)
+            self._pair = pair_specials(tokenizer)
+            if template != "auto":
+                self.template = template
+                self._template = TextTemplate("", headers=template == "plain")
+                self._anchor = find_anchor(tokenizer)
+                self._pair = replace(self._pair, middle=[], token_type=0)
             self.completion_token_type = self._pair.token_type
 
     def _set_template(self, template: TemplateChoice, end_token: str | None, options: Mapping[str, Any] | None) -> None:
@@ -248,7 +257,12 @@ class TextTokeniser:
 
     def _encoder_blocks(self, prompt: Prompt, texts: list[str]) -> tuple[int, list[TokenisedBlock]]:
         pair = self._pair
-        prompt_ids, *continuations = self._encode([bare_prompt(prompt), *texts])
+        if self.template == "pair":
+            prompt_ids, *continuations = self._encode([bare_prompt(prompt), *texts])
+        else:
+            renderings = self._template.completions(prompt, texts, [False] * len(texts))
+            [prompt_ids] = self._encode([renderings[0].prefix])
+            continuations = self._continue([rendering.completion for rendering in renderings])
         prefix = pair.head + prompt_ids + pair.middle
         return len(pair.head), [
             TokenisedBlock(prefix, [ids + pair.tail], [slot]) for slot, ids in enumerate(continuations)
@@ -346,50 +360,8 @@ class TextTokeniser:
         self.counts["unstable"] += 1
 
 
-@dataclass(frozen=True)
-class _PairSpecials:
-    head: list[int]
-    middle: list[int]
-    tail: list[int]
-    token_type: int
-
-
 def _without_end(text: str, end_token: str) -> str:
     """The text without end tokens at its end, so that exactly one is appended."""
     while text.endswith(end_token):
         text = text.removesuffix(end_token)
     return text
-
-
-def _leading_specials(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer puts before a text (bos); what it may put behind one is not wanted before an answer."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    dressed = list(tokenizer("a")["input_ids"])
-    for start in range(len(dressed) - len(bare) + 1):
-        if dressed[start : start + len(bare)] == bare:
-            return dressed[:start]
-    return []
-
-
-def _find_anchor(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """A text to tokenise completions behind, where the tokenizer puts a space before every text; else None."""
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    anchor = "\n"
-    return None if ids(anchor) + ids("ab") == ids(anchor + "ab") else anchor
-
-
-def _pair_specials(tokenizer: "PreTrainedTokenizerBase") -> _PairSpecials:
-    """The special tokens that the tokenizer builds around and between two texts, found from a pair of letters."""
-    encoded = tokenizer("a", "b")
-    ids = list(encoded["input_ids"])
-    first, second = (list(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in "ab")
-    start = next((i for i in range(len(ids)) if ids[i : i + len(first)] == first), None)
-    end = next((i for i in range(len(ids), -1, -1) if ids[i - len(second) : i] == second), None)
-    if start is None or end is None or not first or not second or start + len(first) > end - len(second):
-        raise ValueError("cannot see how this tokenizer joins two texts; an encoder needs a tokenizer of pairs")
-    middle = ids[start + len(first) : end - len(second)]
-    types = encoded.get("token_type_ids")
-    return _PairSpecials(ids[:start], middle, ids[end:], int(types[end - 1]) if types else 0)

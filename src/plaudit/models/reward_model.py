@@ -50,6 +50,7 @@ class RewardModelParts:
         discount: `γ` of a discounted sum.
         attributes: names of several outputs; empty is one output.
         attribute_weights: their weights in the total.
+        read_layers: whose states are read, side by side (0 is the embeddings); empty is the last layer.
         max_length: most tokens of a text.
         attn_implementation: `auto`, `packed`, `padded` or a packed backend's name.
         backbone_name: where the backbone came from; None for random weights.
@@ -62,6 +63,7 @@ class RewardModelParts:
     discount: float = 0.99
     attributes: tuple[str, ...] = ()
     attribute_weights: tuple[float, ...] = ()
+    read_layers: tuple[int, ...] = ()
     max_length: int
     attn_implementation: str = "auto"
     backbone_name: str | None = None
@@ -127,7 +129,11 @@ class RewardModel(nn.Module):
             too_long=parts.too_long,  # type: ignore[arg-type]
             template=parts.template,  # type: ignore[arg-type]
         )
-        hidden_size = int(config.get_text_config().hidden_size)
+        text: Any = config.get_text_config()
+        deepest = max(parts.read_layers, default=0)
+        if deepest > text.num_hidden_layers:
+            raise ValueError(f"read_layers: {deepest} asked for, but there are {text.num_hidden_layers} layers")
+        hidden_size = int(text.hidden_size) * max(len(parts.read_layers), 1)
         outputs = self.num_outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -167,7 +173,11 @@ class RewardModel(nn.Module):
         aggregation = config.aggregation
         if aggregation == "auto":
             aggregation = "last" if is_causal(plain) else "mean"
+        layers = config.read_layers or ()
+        if layers == "all":
+            layers = tuple(range(plain.get_text_config().num_hidden_layers + 1))
         parts = RewardModelParts(
+            read_layers=layers,
             aggregation=aggregation,
             aggregate_over=config.aggregate_over,
             discount=config.discount,
@@ -224,12 +234,13 @@ class RewardModel(nn.Module):
         return self.head.weight.device
 
     def states(self, batch: PackedBatch) -> Tensor:
-        """Last-layer states of every token: `[N, H]` in the backbone's dtype, by the packed or the padded path."""
-        token_type = self.text_tokeniser.completion_token_type
+        """States of every token: `[N, H]` in the backbone's dtype (`[N, L·H]` of `L` layers), packed or padded."""
+        kind, layers = self.text_tokeniser.completion_token_type, self.parts.read_layers
         if self.packed:
             backend = backend_name(self.parts.attn_implementation)
-            return packed_states(self.backbone, batch, backend=backend, completion_token_type=token_type)
-        return padded_states(self.backbone, batch, pad_id=self.tokenizer.pad_token_id, completion_token_type=token_type)
+            return packed_states(self.backbone, batch, backend=backend, completion_token_type=kind, layers=layers)
+        pad = self.tokenizer.pad_token_id
+        return padded_states(self.backbone, batch, pad_id=pad, completion_token_type=kind, layers=layers)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Raw scores in the layout's completion order.

@@ -97,7 +97,8 @@ def save_reward_model(
                 "with PreTrainedTokenizerFast"
             )
     if form in ("own", "adapter"):
-        what = "adapters" if form == "adapter" else f"aggregation {model.parts.aggregation!r}"
+        read = f" over layers {model.parts.read_layers}" if model.parts.read_layers else ""
+        what = "adapters" if form == "adapter" else f"aggregation {model.parts.aggregation!r}{read}"
         notes.append(f"plain transformers cannot express the {what} and refuses this folder; open it with Plaudit")
     if bool(model.is_normalised) and bool(model.normalisation_mean.any()) and form in ("classifier", "native"):
         shift = [round(value, 4) for value in model.normalisation_mean.tolist()]
@@ -137,7 +138,8 @@ def saved_form(model: "RewardModel") -> str:
         return "adapter"
     config: Any = unwrap(model.backbone).config
     known: bool = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if model.causal and model.parts.aggregation == "last" and known and _empty_classifier(model) is not None:
+    readable = model.parts.aggregation == "last" and not model.parts.read_layers
+    if model.causal and readable and known and _empty_classifier(model) is not None:
         return "classifier"
     return "own"
 
@@ -280,7 +282,7 @@ def parts_from(saved: dict[str, Any], attn_implementation: str | None, changes: 
     values = {**saved, **changes}
     if attn_implementation is not None:
         values["attn_implementation"] = attn_implementation
-    for key in ("attributes", "attribute_weights"):
+    for key in ("attributes", "attribute_weights", "read_layers"):
         values[key] = tuple(values.get(key, ()))
     return RewardModelParts(**values)
 

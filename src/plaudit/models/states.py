@@ -1,6 +1,8 @@
 """Token states of a packed batch, by either of two paths with the same numbers: packed, or plain padded rows."""
 
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +46,24 @@ def completion_mask(layout: PackedLayout) -> Tensor:
 
 
 def packed_states(
-    model: nn.Module, batch: PackedBatch, *, backend: str = "auto", completion_token_type: int = 0
+    model: nn.Module,
+    batch: PackedBatch,
+    *,
+    backend: str = "auto",
+    completion_token_type: int = 0,
+    layers: Sequence[int] = (),
 ) -> Tensor:
-    """Last-layer states from one packed forward: a shared prompt goes through the network once, nothing is padded.
+    """Token states from one packed forward: a shared prompt goes through the network once, nothing is padded.
 
     Args:
         model: a transformers base model that uses packed attention.
         batch: `N` tokens and their layout.
         backend: which of `packed_attention.BACKENDS`, or `auto`.
         completion_token_type: token type of completions, for encoders that tell the texts of a pair apart.
+        layers: whose states, side by side (0 is the embeddings); none is the last layer.
 
     Returns:
-        `[N, H]`, in the model's dtype.
+        `[N, H]`, in the model's dtype; `[N, L·H]` for `L` layers.
 
     Raises:
         RuntimeError: if the layers did not all call the packed attention; the states would be wrong.
@@ -69,6 +77,7 @@ def packed_states(
         position_ids=batch.layout.positions[None] + position_offset(model),
         **_no_cache(model),
         **_token_types(model, completion_mask(batch.layout)[None], completion_token_type),
+        **_wanted(layers),
         **{LAYOUT_ARGUMENT: attention},
     )
     expected = num_attention_layers(model)
@@ -77,12 +86,17 @@ def packed_states(
             f"packed attention was called {attention.calls} times in {expected} layers of "
             f"{type(unwrap(model)).__name__}; use attn_implementation: padded"
         )
-    states: Tensor = output.last_hidden_state[0]
-    return states
+    return _read(output, layers)[0]
 
 
 def padded_states(
-    model: nn.Module, batch: PackedBatch, *, pad_id: int = 0, side: str = "right", completion_token_type: int = 0
+    model: nn.Module,
+    batch: PackedBatch,
+    *,
+    pad_id: int = 0,
+    side: str = "right",
+    completion_token_type: int = 0,
+    layers: Sequence[int] = (),
 ) -> Tensor:
     """The same states from the plain transformers forward over padded rows, put back in packed order.
 
@@ -92,19 +106,15 @@ def padded_states(
         pad_id: what stands in the padding; no state depends on it.
         side: where the padding goes, `right` or `left`.
         completion_token_type: token type of completions, for encoders that tell the texts of a pair apart.
+        layers: whose states, side by side (0 is the embeddings); none is the last layer.
 
     Returns:
-        `[N, H]`. A prompt's states are taken from its first row; in a causal model all its rows have the same.
+        `[N, H]`, or `[N, L·H]` for `L` layers. A prompt's states are taken from its first row; in a causal model all
+        its rows have the same.
     """
     rows = unpack_rows(batch, pad_id, side)
-    states = row_states(model, rows, completion_token_type)
+    states = _read(model(**row_arguments(model, rows, completion_token_type), **_wanted(layers)), layers)
     return states.flatten(0, 1)[_packed_places(rows, batch.layout)]
-
-
-def row_states(model: nn.Module, rows: PaddedRows, completion_token_type: int = 0) -> Tensor:
-    """States of plain padded rows: `[C, T, H]`."""
-    states: Tensor = model(**row_arguments(model, rows, completion_token_type)).last_hidden_state
-    return states
 
 
 def row_arguments(model: nn.Module, rows: PaddedRows, completion_token_type: int = 0) -> dict[str, Tensor | bool]:
@@ -115,6 +125,16 @@ def row_arguments(model: nn.Module, rows: PaddedRows, completion_token_type: int
     if takes_argument(model, "position_ids"):
         arguments["position_ids"] = rows.position_ids + position_offset(model)
     return arguments | {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask.long()}
+
+
+def _wanted(layers: Sequence[int]) -> dict[str, bool]:
+    return {"output_hidden_states": True} if layers else {}
+
+
+def _read(output: Any, layers: Sequence[int]) -> Tensor:
+    """`[…, H]` of the last layer, or `[…, L·H]` of the layers asked for."""
+    states: Tensor = output.last_hidden_state
+    return torch.cat([output.hidden_states[layer] for layer in layers], -1) if layers else states
 
 
 def _no_cache(model: nn.Module) -> dict[str, Tensor | bool]:

@@ -61,6 +61,7 @@ def fit_linear(
     attribute_weights: Sequence[float] = (),
     ridge: float,
     rows: Tensor | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The head that minimises the training loss plus a ridge, over features that do not change.
 
@@ -76,6 +77,7 @@ def fit_linear(
         attribute_weights: of the total; none for one output.
         ridge: `λ`, positive.
         rows: only these prompts, `[R]` int64.
+        start: `W` and `b` of a neighbouring ridge, from which the way is short; none starts at 0.
 
     Returns:
         `W` `[A, H]` and `b` `[A]`, float32.
@@ -88,6 +90,10 @@ def fit_linear(
     outputs = max(1, len(attribute_weights))
     weight = scaled.new_zeros(outputs, scaled.shape[-1], requires_grad=True)
     bias = scaled.new_zeros(outputs, requires_grad=True)
+    if start is not None:
+        with torch.no_grad():
+            weight.copy_(start[0] * spread)
+            bias.copy_(start[1])
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -129,7 +135,10 @@ def choose_ridge(
     *,
     attribute_weights: Sequence[float] = (),
 ) -> dict[float, float]:
-    """The held-out loss of every `λ` of `RIDGES`, cross-fitted over the prompts of the training records.
+    """The held-out loss of `RIDGES`, cross-fitted over the prompts of the training records.
+
+    From the largest `λ` down, each fit starting from the one before, until two in a row are worse than the best: small
+    ones take longest to fit.
 
     Args:
         features: `[P, K, H]`.
@@ -140,19 +149,19 @@ def choose_ridge(
         attribute_weights: of the total; none for one output.
 
     Returns:
-        Loss by `λ`; nothing where there are fewer than two keys per fold, and so nothing to choose by.
+        Loss by `λ`, of those that were tried; nothing where there are fewer than two keys per fold, and so nothing to choose by.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(numbers) < 2 * FOLDS:
         return {}
     fold_of = torch.tensor([numbers[key] % FOLDS for key in keys])
-    found = dict.fromkeys(RIDGES, 0.0)
-    for fold in range(FOLDS):
-        inside, outside = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
-        share = targets.weights[outside].sum().item() / targets.weights.sum().item()
-        held_out = [losses[row] for row in outside.tolist()]
-        for ridge in RIDGES:
-            weight, bias = fit_linear(
+    sides = [((fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]) for fold in range(FOLDS)]
+    starts: list[tuple[Tensor, Tensor] | None] = [None] * FOLDS
+    found: dict[float, float] = {}
+    for ridge in sorted(RIDGES, reverse=True):
+        found[ridge] = 0.0
+        for fold, (inside, outside) in enumerate(sides):
+            weight, bias = starts[fold] = fit_linear(
                 features,
                 targets,
                 losses,
@@ -160,19 +169,25 @@ def choose_ridge(
                 attribute_weights=attribute_weights,
                 ridge=ridge,
                 rows=inside,
+                start=starts[fold],
             )
+            held_out = select(targets, outside)
+            share = held_out.weights.sum().item() / targets.weights.sum().item()
             with torch.no_grad():
                 loss = linear_loss(
                     features[outside],
                     weight,
                     bias,
-                    select(targets, outside),
                     held_out,
+                    [losses[row] for row in outside.tolist()],
                     objective,
                     attribute_weights,
                     smoothing=False,
                 )
             found[ridge] += share * loss.item()
+        last = list(found.values())[-2:]
+        if len(last) == 2 and min(last) > min(found.values()):
+            break
     return found
 
 
