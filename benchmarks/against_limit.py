@@ -1,6 +1,6 @@
 """Against the limit: the arithmetic that unique tokens need, over what this machine's matrix products reach.
 
-    python benchmarks/against_limit.py [WORKLOAD …] [--steps 5] [--data FOLDER]
+    python benchmarks/against_limit.py [WORKLOAD …] [--steps 5] [--data FOLDER] [--processor-time]
     python benchmarks/against_limit.py --profile FOLDER
 
 The steps are Plaudit's own. The rate of matrix products is taken before and behind them, at the model's shapes and the
@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -45,22 +45,27 @@ def measure(
     sizes: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    clock: str = "seconds",
 ) -> dict[str, Any]:
     """Arithmetic per second of one workload's steps, and the share of the machine's rate; options as for `prepare`."""
     folder = prepare(workload, steps + 1, data, sizes=sizes, changes={"device": "cpu"} | (changes or {}))
     work, shapes, tokens = work_of(folder)
     device = json.loads((folder / "steps.json").read_text())["changes"]["device"]
-    before = matmul_rate(shapes, tokens, dtype=dtype, device=device)
+    watch = perf_counter if clock == "seconds" else process_time
+    rate_now = partial(matmul_rate, shapes, tokens, dtype=dtype, device=device, clock=watch)
+    before = rate_now()
     command = [sys.executable, str(HERE / "work_plaudit.py"), str(folder), str(folder / "plaudit-gradient.pt")]
     worker = take_turns({"plaudit": partial(Worker, "plaudit", command)}, steps)["plaudit"]
-    rate = statistics.median([before, matmul_rate(shapes, tokens, dtype=dtype, device=device)])
-    reached = [flops / seconds for flops, seconds in zip(work[1:], worker.times, strict=True)]
+    rate = statistics.median([before, rate_now()])
+    times = worker.times if clock == "seconds" else worker.processor_times
+    reached = [flops / seconds for flops, seconds in zip(work[1:], times, strict=True)]
     profiled = subprocess.run(
         [sys.executable, __file__, "--profile", str(folder)], check=True, capture_output=True, text=True
     )
     return {
         "workload": workload.name,
-        "seconds": worker.times,
+        "seconds": times,
+        "clock": clock,
         "flops": work[1:],
         "matmul_rate": rate,
         "tokens_at_once": tokens,
@@ -148,17 +153,21 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
-    parser.add_argument("--save-as", default="against_limit", help="name under benchmarks/results; empty: not saved")
+    parser.add_argument("--processor-time", action="store_true", help="by the processor's clock: for a busy machine")
+    parser.add_argument("--save-as", default="against_limit", help="start of names in results; empty: not saved")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="only profile a prepared folder, as JSON")
     arguments = parser.parse_args()
     if arguments.profile:
         print(json.dumps(profile_steps(arguments.profile)))
         return
-    results = [measure(WORKLOADS[name], arguments.steps, arguments.data) for name in arguments.workloads or CHOSEN]
-    print(table(rows(results)), table(profile_rows(results)), sep="\n\n")
-    if arguments.save_as:
-        command = f"python benchmarks/against_limit.py --steps {arguments.steps}"
-        print(save(arguments.save_as, command, results, threads=torch.get_num_threads()).relative_to(ROOT))
+    clock = "processor_seconds" if arguments.processor_time else "seconds"
+    for name in arguments.workloads or CHOSEN:
+        found = measure(WORKLOADS[name], arguments.steps, arguments.data, clock=clock)
+        print(table(rows([found])), table(profile_rows([found])), sep="\n\n", flush=True)
+        if arguments.save_as:
+            command = f"python benchmarks/against_limit.py {name} --steps {arguments.steps}"
+            command += " --processor-time" * arguments.processor_time
+            print(save(f"{arguments.save_as}-{name}", command, [found]).relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Against TRL's `RewardTrainer` and a careful loop by hand: the same weights, ids, pairs per step and optimizer.
 
-    python benchmarks/against_trl.py [WORKLOAD …] [--steps 5] [--data FOLDER] [--save-as NAME]
+    python benchmarks/against_trl.py [WORKLOAD …] [--steps 5] [--data FOLDER] [--processor-time] [--save-as NAME]
 
 Each trains in a process of its own, one optimizer step in turn. The benchmark fails if losses or gradients disagree.
+Every workload is saved as soon as it is measured, in a file of its own, so that they can be measured one by one.
 """
 
 import argparse
@@ -25,6 +26,9 @@ from workloads import DATA, WORKLOADS, Workload, prepare
 HERE = Path(__file__).parent
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 NAMES = ("trl", "loop", "plaudit")
+SHIFTS = {"head.bias", "encoder.layer.5.output.LayerNorm.bias"}
+"""Parameters that add the same to every score, the second through the mean over token states. No comparison moves them:
+their gradient is 0 but for rounding; decoder classifiers have no such bias at all."""
 
 
 def measure(
@@ -34,9 +38,20 @@ def measure(
     *,
     names: Sequence[str] = NAMES,
     device: str = "cpu",
+    clock: str = "seconds",
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One warm-up step and `steps` measured ones of each; their times, tokens, memory and agreement."""
+    """One warm-up step and `steps` measured ones of each; their times, tokens, memory and agreement.
+
+    Args:
+        workload: what is trained on what.
+        steps: measured steps of each.
+        data: the folder of the preference data.
+        names: who takes part.
+        device: where all of them train.
+        clock: which of the two clocks the tables go by, `seconds` (on the wall) or `processor_seconds`.
+        environment: more variables for the processes.
+    """
     folder = prepare(workload, steps + 1, data, changes={"device": device})
 
     def start(name: str) -> Worker:
@@ -52,6 +67,7 @@ def measure(
         "prompts": workload.prompts,
         "pairs": workload.pairs,
         "goal": workload.goal,
+        "clock": clock,
         "seconds": {name: worker.times for name, worker in workers.items()},
         "processor_seconds": {name: worker.processor_times for name, worker in workers.items()},
         "tokens": tokens,
@@ -101,8 +117,7 @@ def check_agreement(folder: Path, losses: dict[str, list[float]]) -> dict[str, d
     """
     gradients = {name: torch.load(folder / f"{name}-gradient.pt", weights_only=True) for name in losses}
     ours = gradients["plaudit"]
-    # A bias on the score moves no comparison; decoder classifiers have none.
-    names = {name for name, value in ours.items() if value is not None} - {"head.bias"}
+    names = {name for name, value in ours.items() if value is not None} - SHIFTS
     largest = max(ours[name].abs().max().item() for name in names)
     found = {}
     for peer in losses.keys() - {"plaudit"}:
@@ -116,11 +131,11 @@ def check_agreement(folder: Path, losses: dict[str, list[float]]) -> dict[str, d
     return found
 
 
-def rows(results: list[dict[str, Any]], clock: str = "seconds") -> list[dict[str, Any]]:
-    """The table of the comparison, one row per workload."""
+def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of the comparison, one row per workload, by the clock that its result names."""
     shown = []
     for each in results:
-        seconds, tokens = each[clock], each["tokens"]
+        seconds, tokens = each[each["clock"]], each["tokens"]
         time, token = median_ratio(seconds["trl"], seconds["plaudit"]), median_ratio(tokens["trl"], tokens["plaudit"])
         ours = statistics.median(seconds["plaudit"])
         shown.append(
@@ -165,19 +180,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where all of them train")
-    parser.add_argument("--processor-time", action="store_true", help="print ratios of processor time")
-    parser.add_argument("--save-as", default="against_trl", help="name under benchmarks/results; empty: not saved")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="go by the processor's clock: for one thread on a busy machine"
+    )
+    parser.add_argument(
+        "--save-as", default="against_trl", help="start of names in benchmarks/results; empty: not saved"
+    )
     arguments = parser.parse_args()
-    results = []
-    for name in arguments.workloads or WORKLOADS:
-        results.append(measure(WORKLOADS[name], arguments.steps, arguments.data, device=arguments.device))
-        print(name, flush=True)
     clock = "processor_seconds" if arguments.processor_time else "seconds"
-    print(table(rows(results, clock)), table(memory_rows(results)), sep="\n\n")
-    if arguments.save_as:
-        chosen = "".join(f" {name}" for name in arguments.workloads)
-        command = f"python benchmarks/against_trl.py{chosen} --steps {arguments.steps} --device {arguments.device}"
-        print(save(arguments.save_as, command, results, peer=f"trl {TRL}").relative_to(ROOT))
+    for name in arguments.workloads or WORKLOADS:
+        found = measure(WORKLOADS[name], arguments.steps, arguments.data, device=arguments.device, clock=clock)
+        print(table(rows([found])), table(memory_rows([found])), sep="\n\n", flush=True)
+        if arguments.save_as:
+            command = f"python benchmarks/against_trl.py {name} --steps {arguments.steps} --device {arguments.device}"
+            command += " --processor-time" * arguments.processor_time
+            print(save(f"{arguments.save_as}-{name}", command, [found], peer=f"trl {TRL}").relative_to(ROOT))
 
 
 if __name__ == "__main__":

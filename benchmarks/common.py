@@ -75,7 +75,7 @@ def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
-def save(name: str, command: str, results: Any, **more: Any) -> Path:
+def save(name: str, command: str, results: Sequence[Any], **more: Any) -> Path:
     """Write `results/<name>.json` with machine, versions, commit and command; returns its path."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"

@@ -1,6 +1,6 @@
 """How cost grows with completions, with the length of prompts and completions, and with the model; packed and padded.
 
-    python benchmarks/growth.py [--repetitions 5]
+    python benchmarks/growth.py [SWEEP …] [--repetitions 5] [--processor-time]
 
 One forward and backward pass of a Llama with random weights over random tokens, by Plaudit's packed path and by its
 padded path, which gives the same numbers. Each point is a fresh process, so that its peak memory is its own. A point
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from common import REPETITIONS, ROOT, load, save, table
+from common import REPETITIONS, ROOT, save, table
 from flops import attended_pairs
 from lockstep import peak_memory, reset_peak_memory
 from matplotlib.ticker import ScalarFormatter
@@ -116,7 +116,9 @@ def backbone_of(point: Point) -> nn.Module:
     return model
 
 
-def measure_point(point: Point, path: str, repetitions: int, connection: Connection) -> None:
+def measure_point(
+    point: Point, path: str, repetitions: int, connection: Connection, clock: Callable[[], float] = perf_counter
+) -> None:
     """Send seconds of every repetition and the peak memory of one path, in bytes above what was there before."""
     torch.manual_seed(0)
     model, batch = backbone_of(point), pack_groups(groups_of(point), causal=True)
@@ -124,23 +126,23 @@ def measure_point(point: Point, path: str, repetitions: int, connection: Connect
     before = reset_peak_memory()
     times: list[float] = []
     while len(times) < 1 + (repetitions if not times or times[-1] < 5 else min(3, repetitions)):
-        started = perf_counter()
+        started = clock()
         states = packed_states(model, batch) if path == "packed" else padded_states(model, batch)
         states[ends].square().sum().backward()
         model.zero_grad(set_to_none=True)
-        times.append(perf_counter() - started)
+        times.append(clock() - started)
     connection.send({"seconds": times[1:], "memory": peak_memory() - before})
     connection.close()
 
 
-def in_own_process(point: Point, path: str, repetitions: int) -> dict[str, Any]:
+def in_own_process(point: Point, path: str, repetitions: int, clock: Callable[[], float]) -> dict[str, Any]:
     """`measure_point` in a process of its own, forked so that nothing has to be imported again.
 
     Nothing in this process may have computed anything before: threads do not survive a fork.
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=measure_point, args=(point, path, repetitions, there))
+    process = context.Process(target=measure_point, args=(point, path, repetitions, there, clock))
     process.start()
     there.close()
     try:
@@ -152,12 +154,12 @@ def in_own_process(point: Point, path: str, repetitions: int) -> dict[str, Any]:
     return result
 
 
-def measure(sweep: Sweep, repetitions: int) -> list[dict[str, Any]]:
+def measure(sweep: Sweep, repetitions: int, clock: Callable[[], float] = perf_counter) -> list[dict[str, Any]]:
     """Both paths at every point of a sweep."""
     found = []
     for point in sweep.points:
         pairs = point.prompts * attended_pairs(point.prompt, [point.completion] * point.completions, causal=True)
-        measured = {path: in_own_process(point, path, repetitions) for path in ("packed", "padded")}
+        measured = {path: in_own_process(point, path, repetitions, clock) for path in ("packed", "padded")}
         found.append(
             {"x": sweep.x(point), "point": asdict(point), "tokens": point.tokens, "pairs": pairs, "paths": measured}
         )
@@ -214,19 +216,19 @@ def main() -> None:
     parser.add_argument("sweeps", nargs="*", default=[], metavar="SWEEP", help=", ".join(SWEEPS))
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="measured passes at every point")
     parser.add_argument("--points", type=int, help="only so many of the smallest points")
-    parser.add_argument("--save-as", default="growth", help="name under benchmarks/results; empty: not saved")
+    parser.add_argument("--processor-time", action="store_true", help="by the processor's clock: for a busy machine")
+    parser.add_argument("--save-as", default="growth", help="start of names in benchmarks/results; empty: not saved")
     arguments = parser.parse_args()
-    results = {}
+    clock = process_time if arguments.processor_time else perf_counter
     for name in arguments.sweeps or SWEEPS:
         sweep = replace(SWEEPS[name], points=SWEEPS[name].points[: arguments.points])
-        results[name] = measure(sweep, arguments.repetitions)
-        print(table(rows(sweep, results[name])), end="\n\n", flush=True)
-    if arguments.save_as:
-        command = f"python benchmarks/growth.py --repetitions {arguments.repetitions}"
-        earlier = load(arguments.save_as) or {"results": {}}
-        print(save(arguments.save_as, command, earlier["results"] | results).relative_to(ROOT))
-        for name, found in results.items():
-            plot(name, SWEEPS[name], found)
+        found = measure(sweep, arguments.repetitions, clock)
+        print(table(rows(sweep, found)), end="\n\n", flush=True)
+        if arguments.save_as:
+            command = f"python benchmarks/growth.py {name} --repetitions {arguments.repetitions}"
+            command += " --processor-time" * arguments.processor_time
+            print(save(f"{arguments.save_as}-{name}", command, [{"sweep": name, "points": found}]).relative_to(ROOT))
+            plot(name, sweep, found)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def load(folder: Path) -> nn.Module:
     if not (folder / "backbone").exists():
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
         return model
-    config = AutoConfig.from_pretrained(folder / "backbone")
+    config = AutoConfig.from_pretrained(folder / "backbone", num_labels=1)
     backbone = AutoModel.from_pretrained(folder / "backbone", add_pooling_layer=False, dtype=torch.float32)
     head = nn.Linear(config.hidden_size, 1)
     head.load_state_dict(torch.load(folder / "head.pt", weights_only=True))

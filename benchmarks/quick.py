@@ -10,6 +10,7 @@ import argparse
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 
@@ -51,6 +52,11 @@ def compare(now: dict[str, float], recorded: dict[str, float]) -> tuple[list[dic
     return rows, [name for name, value in now.items() if value < (1 - ALLOWED_FALL) * recorded.get(name, 0.0)]
 
 
+def rows(results: Sequence[tuple[str, float]]) -> list[dict[str, object]]:
+    """The recorded ratios, one row each."""
+    return [{"times faster than": name, "ratio": ratio} for name, ratio in results]
+
+
 def main() -> None:
     """Measure, compare, and record where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,10 +65,10 @@ def main() -> None:
     arguments = parser.parse_args()
     now = ratios(arguments.data)
     recorded = load("quick")
-    rows, fallen = compare(now, recorded["results"] if recorded else {})
-    print(table(rows))
+    compared, fallen = compare(now, dict(recorded["results"]) if recorded else {})
+    print(table(compared))
     if arguments.record:
-        print(save("quick", "python benchmarks/quick.py --record", now).relative_to(ROOT))
+        print(save("quick", "python benchmarks/quick.py --record", list(now.items())).relative_to(ROOT))
     elif fallen:
         sys.exit(f"slower than recorded by more than {ALLOWED_FALL:.0%}: {', '.join(fallen)}")
 

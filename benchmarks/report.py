@@ -7,57 +7,83 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, with 
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import against_limit
 import against_trl
 import gpu
 import growth
+import quick
 import scoring
 from common import ROOT, load, table
+from workloads import WORKLOADS
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLACE = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 NOT_YET = "Not yet measured."
 
 
-def growth_tables(results: dict[str, Any]) -> str:
+def growth_tables(results: list[dict[str, Any]]) -> str:
     """One table per sweep, behind its picture."""
     parts = []
-    for name, found in results.items():
-        sweep = growth.SWEEPS[name]
+    for each in results:
+        name, sweep = each["sweep"], growth.SWEEPS[each["sweep"]]
         picture = f"![Time and memory by {sweep.label}](images/benchmarks/growth-{name}.png)"
-        parts += [picture, table(growth.rows(sweep, found))]
+        parts += [picture, table(growth.rows(sweep, each["points"]))]
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "against trl": ("against_trl", lambda results: table(against_trl.rows(results))),
-    "memory and agreement": ("against_trl", lambda results: table(against_trl.memory_rows(results))),
-    "against trl on a gpu": ("against_trl_gpu", lambda results: table(against_trl.rows(results))),
-    "against the limit": ("against_limit", lambda results: table(against_limit.rows(results))),
-    "where the rest goes": ("against_limit", lambda results: table(against_limit.profile_rows(results))),
-    "against the limit on a gpu": ("gpu", lambda results: table(against_limit.rows(results, gpu.GOAL))),
-    "growth": ("growth", growth_tables),
-    "scoring": ("scoring", lambda results: table(scoring.rows(results))),
-    "quick": ("quick", lambda results: table([{"times faster than": n, "ratio": r} for n, r in results.items()])),
+def files(name: str, parts: Iterable[str]) -> tuple[str, ...]:
+    """The files that a benchmark saves its parts in."""
+    return tuple(f"{name}-{part}" for part in parts)
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
+    "against trl": (files("against_trl", WORKLOADS), lambda results: table(against_trl.rows(results))),
+    "memory and agreement": (files("against_trl", WORKLOADS), lambda results: table(against_trl.memory_rows(results))),
+    "against trl on a gpu": (files("against_trl_gpu", WORKLOADS), lambda results: table(against_trl.rows(results))),
+    "against the limit": (
+        files("against_limit", against_limit.CHOSEN),
+        lambda results: table(against_limit.rows(results)),
+    ),
+    "where the rest goes": (
+        files("against_limit", against_limit.CHOSEN),
+        lambda results: table(against_limit.profile_rows(results)),
+    ),
+    "against the limit on a gpu": (("gpu",), lambda results: table(against_limit.rows(results, gpu.GOAL))),
+    "growth": (files("growth", growth.SWEEPS), growth_tables),
+    "scoring": (files("scoring", scoring.SETS), lambda results: table(scoring.rows(results))),
+    "quick": (("quick",), lambda results: table(quick.rows(results))),
 }
-"""Name of a table to the file of its results, and how it is made from them."""
+"""Name of a table to the files of its results, and how it is made from all of them."""
 
 
-def provenance(saved: dict[str, Any]) -> str:
-    """Where, with what and by which command something was measured, in one line."""
+def provenance(saved: list[dict[str, Any]]) -> str:
+    """Where, with what and by which commands something was measured."""
+    lines = []
+    for machine, group in groupby(saved, key=described):
+        lines.append(f"*{machine}:*")
+        lines += [
+            f"*`{each['command']}` (commit {each['commit']}, {each['date']}, load at the end "
+            f"{each['machine']['load_average']:g})*"
+            for each in group
+        ]
+    return "<br>\n".join(lines)
+
+
+def described(saved: dict[str, Any]) -> str:
+    """Machine and versions in one line."""
     machine = saved["machine"]
     parts = [
         f"{machine['gpu']}, " if "gpu" in machine else "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, ",
-        f"{machine['memory_gib']:g} GiB; load at the end {machine['load_average']:g}; ",
+        f"{machine['processor']}, cores: {machine['cores']}, threads: {machine['threads']}, ",
+        f"{machine['memory_gib']:g} GiB; ",
         ", ".join(f"{name} {version}" for name, version in saved["versions"].items()),
         f", {saved['peer']}" if "peer" in saved else "",
-        f"; commit {saved['commit']}, {saved['date']}: `{saved['command']}`",
     ]
-    return f"*{''.join(parts)}*"
+    return "".join(parts)
 
 
 def rendered(page: str) -> str:
@@ -68,9 +94,10 @@ def rendered(page: str) -> str:
     """
 
     def fill(place: re.Match[str]) -> str:
-        file, make = TABLES[place["name"]]
-        saved = load(file)
-        body = NOT_YET if saved is None else f"{make(saved['results'])}\n\n{provenance(saved)}"
+        names, make = TABLES[place["name"]]
+        saved = [found for name in names if (found := load(name))]
+        results = [each for found in saved for each in found["results"]]
+        body = f"{make(results)}\n\n{provenance(saved)}" if saved else NOT_YET
         return f"{place[1]}\n{body}\n\n{place[3]}"
 
     return PLACE.sub(fill, page)

@@ -1,6 +1,6 @@
 """Scoring, from text to numbers: Plaudit, transformers' pipeline, and a padded loop over texts sorted by length.
 
-    python benchmarks/scoring.py [--repetitions 5] [--data FOLDER]
+    python benchmarks/scoring.py [SET …] [--repetitions 5] [--data FOLDER] [--processor-time]
 
 All read the same saved model; the benchmark fails if a score differs. The pipeline is shown at the better of two batch
 sizes: one text at a time (no padding) and 16.
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -129,15 +129,20 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", default=[], metavar="SET", help=", ".join(SETS))
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="measured runs of each")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
-    parser.add_argument("--save-as", default="scoring", help="name under benchmarks/results; empty: not saved")
+    parser.add_argument("--processor-time", action="store_true", help="by the processor's clock: for a busy machine")
+    parser.add_argument("--save-as", default="scoring", help="start of names in benchmarks/results; empty: not saved")
     arguments = parser.parse_args()
-    results = [measure(source, arguments.repetitions, arguments.data) for source in SETS]
-    print(table(rows(results)))
-    if arguments.save_as:
-        command = f"python benchmarks/scoring.py --repetitions {arguments.repetitions}"
-        print(save(arguments.save_as, command, results).relative_to(ROOT))
+    clock = process_time if arguments.processor_time else perf_counter
+    for source in arguments.sets or SETS:
+        found = measure(source, arguments.repetitions, arguments.data, clock)
+        print(table(rows([found])), flush=True)
+        if arguments.save_as:
+            command = f"python benchmarks/scoring.py {source} --repetitions {arguments.repetitions}"
+            command += " --processor-time" * arguments.processor_time
+            print(save(f"{arguments.save_as}-{source}", command, [found]).relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def test_a_share_is_the_time_ratio_over_the_token_ratio() -> None:
         "prompts": 8,
         "pairs": 16,
         "goal": 3.3,
+        "clock": "seconds",
         "seconds": {"trl": [4.0, 8.0, 4.0], "loop": [2.0, 2.0, 2.0], "plaudit": [1.0, 2.0, 2.0]},
         "tokens": {"trl": [50, 50, 50], "loop": [20, 20, 20], "plaudit": [10, 10, 10]},
     }
