@@ -15,6 +15,7 @@ from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Comparison, Demonstration
 from plaudit.models.reward_model import RewardModel
+from plaudit.training.compiling import compile_model
 from plaudit.training.estimates import Estimate, estimate_run
 from plaudit.training.folder import check_output, output_folder
 from plaudit.training.head_fit import fit_head
@@ -146,6 +147,8 @@ def prepare(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
+    if config.compile:
+        compile_model(model, processes.device, quiet=config.quiet)
     usable = [record for record in split.train if why_unusable(record, config) is None]
     if config.shuffled_pairs:
         unusable = [record for record in split.train if why_unusable(record, config) is not None]

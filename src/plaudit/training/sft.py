@@ -19,6 +19,7 @@ from plaudit.data.records import Demonstration
 from plaudit.models.aggregation import TokenSpans
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.states import unwrap
+from plaudit.training.compiling import compile_model
 from plaudit.training.estimates import Estimate, estimate_run
 from plaudit.training.folder import check_output, output_folder
 from plaudit.training.messages import say
@@ -239,6 +240,8 @@ def prepare(
         plain: Any = unwrap(model.model)
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+    if config.compile:
+        compile_model(model.model, processes.device, quiet=config.quiet)
     counts = {"demonstrations": split.train_counts}
     data = _tokenise(config, model, split.train, split.train_counts, "demonstration")
     held = None
