@@ -54,7 +54,8 @@ def compiler_fault(device: torch.device) -> str | None:
         def probe(x: Tensor) -> Tensor:
             return torch.nn.functional.silu(x).sum()
 
-        torch.compile(probe, dynamic=True)(torch.ones(3, device=device, requires_grad=True)).backward()
+        ones = torch.ones(3, device=device, requires_grad=True)
+        torch.autograd.grad(torch.compile(probe, dynamic=True)(ones), ones)
     except Exception as error:  # whatever the compiler's tools raise: it is said, and the run needs none of them
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return None
