@@ -58,19 +58,22 @@ def _read_prompt(row: Row) -> list[PromptRecord]:
 def _prompts_of(form: Format[Comparison] | Format[Demonstration]) -> Format[PromptRecord]:
     """The format of the same rows, of which only the prompts are taken."""
 
-    def kept(records: Sequence[Comparison] | Sequence[Demonstration]) -> list[PromptRecord]:
-        return [PromptRecord(prompt=each.prompt, id=each.id, group=each.group) for each in records]
+    def kept(found: Sequence[Comparison | Demonstration | RecordError]) -> list[PromptRecord | RecordError]:
+        return [
+            each if isinstance(each, RecordError) else PromptRecord(prompt=each.prompt, id=each.id, group=each.group)
+            for each in found
+        ]
 
     read, read_group = form.read, form.read_group
 
-    def from_row(row: Row) -> list[PromptRecord]:
+    def from_row(row: Row) -> list[PromptRecord | RecordError]:
         assert read is not None
         return kept(read(row))
 
     def from_group(rows: Sequence[Row]) -> tuple[list[PromptRecord], dict[int, RecordError]]:
         assert read_group is not None
         records, faults = read_group(rows)
-        return kept(records), faults
+        return [each for each in kept(records) if isinstance(each, PromptRecord)], faults
 
     return Format(
         form.about,
@@ -78,6 +81,7 @@ def _prompts_of(form: Format[Comparison] | Format[Demonstration]) -> Format[Prom
         None if read is None else from_row,
         form.group_by,
         None if read_group is None else from_group,
+        form.collection,
     )
 
 
