@@ -32,6 +32,8 @@ class Job(Config):
     """Files."""
     names: str | list[str] = "all"
     """One or several."""
+    layers: tuple[int, ...] | Literal["all"] | None = None
+    """A list, or a word that stands for one."""
     output: Path | None = None
     """Folder."""
     max_steps: int | None = None
@@ -90,6 +92,8 @@ def test_lists() -> None:
     assert job("a", "b", positional="data").data == ("a", "b")
     assert job("--names", "x").names == "x"
     assert job("--names", "x", "--names", "y", "--names", "z").names == ["x", "y", "z"]
+    assert job("--layers", "all").layers == "all"
+    assert job("--layers", "4", "--layers", "5").layers == job("--layers", "[4, 5]").layers == (4, 5)
 
 
 def test_groups_and_free_mappings() -> None:

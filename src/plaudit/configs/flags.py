@@ -158,7 +158,7 @@ def _value(annotation: Any, text: str, flag: str) -> Any:
 
 def _store(layer: Layer, path: tuple[str, ...], value: Any, annotation: Any, flag: str) -> None:
     """Put a value into the layer; words for a list field are gathered, everything else replaces."""
-    if _admits(annotation, _LISTS) and isinstance(value, str):
+    if _admits(annotation, _LISTS) and isinstance(value, str) and value not in _literals(annotation):
         old: Any = layer.values
         for part in path:
             old = old.get(part) if isinstance(old, Mapping) else None
