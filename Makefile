@@ -3,8 +3,9 @@
 #   make test      the tests, at reduced size (minutes)
 #   make test-all  every test at full size
 #   make check     formatting, lint, types, architecture
-#   make bench     all benchmarks (25 minutes), and their tables into docs/benchmarks.md
+#   make bench     all benchmarks (half an hour), and their tables into docs/benchmarks.md
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
+#   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
 #   make docs      the manual, into site/
 
 VENV ?= .venv
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: demo test test-all check bench bench-quick docs venv clean
+.PHONY: demo test test-all check bench bench-quick study-grouped docs venv clean
 .DEFAULT_GOAL := test
 
 venv: $(STAMP)
@@ -46,6 +47,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/against_trl.py
 	$(BIN)/python benchmarks/against_limit.py
+	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/gpu.py
@@ -54,6 +56,10 @@ bench: $(STAMP)
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/quick.py
+
+study-grouped: $(STAMP)
+	for data in world-frozen oasst fgrlhf_qa world; do $(BIN)/python studies/grouped_vs_shuffled.py run $$data || exit 1; done
+	$(BIN)/python studies/grouped_vs_shuffled.py table
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

@@ -24,7 +24,7 @@ from flops import layout_pairs, linear_layers, matmul_rate, step_flops
 from lockstep import Worker, take_turns
 from torch.profiler import ProfilerActivity, profile
 from work_plaudit import open_run
-from workloads import DATA, WORKLOADS, Workload, prepare
+from workloads import CACHE, DATA, WORKLOADS, Workload, prepare
 
 from plaudit.training.reward import run_steps
 
@@ -48,7 +48,8 @@ def measure(
     clock: str = "seconds",
 ) -> dict[str, Any]:
     """Arithmetic per second of one workload's steps, and the share of the machine's rate; options as for `prepare`."""
-    folder = prepare(workload, steps + 1, data, sizes=sizes, changes={"device": "cpu"} | (changes or {}))
+    changes = {"device": "cpu"} | (changes or {})
+    folder = prepare(workload, steps + 1, data, sizes=sizes, changes=changes, cache=CACHE / "limit")
     work, shapes, tokens = work_of(folder)
     device = json.loads((folder / "steps.json").read_text())["changes"]["device"]
     watch = perf_counter if clock == "seconds" else process_time

@@ -21,7 +21,7 @@ from lockstep import Worker, take_turns
 from peer_model import exploded_pairs
 from peers import TRL, trl_python
 from work_loop import batches
-from workloads import DATA, WORKLOADS, Workload, prepare
+from workloads import CACHE, DATA, WORKLOADS, Workload, prepare
 
 HERE = Path(__file__).parent
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -39,6 +39,7 @@ def measure(
     names: Sequence[str] = NAMES,
     device: str = "cpu",
     clock: str = "seconds",
+    cache: Path = CACHE,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One warm-up step and `steps` measured ones of each; their times, tokens, memory and agreement.
@@ -50,9 +51,10 @@ def measure(
         names: who takes part.
         device: where all of them train.
         clock: which of the two clocks the tables go by, `seconds` (on the wall) or `processor_seconds`.
+        cache: where its folder is put; two measurements of one workload at a time need two.
         environment: more variables for the processes.
     """
-    folder = prepare(workload, steps + 1, data, changes={"device": device})
+    folder = prepare(workload, steps + 1, data, changes={"device": device}, cache=cache)
 
     def start(name: str) -> Worker:
         python = trl_python() if name == "trl" else Path(sys.executable)

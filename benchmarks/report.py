@@ -13,6 +13,7 @@ from typing import Any
 
 import against_limit
 import against_trl
+import compiled
 import gpu
 import growth
 import quick
@@ -52,6 +53,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
         files("against_limit", against_limit.CHOSEN),
         lambda results: table(against_limit.profile_rows(results)),
     ),
+    "compiled": (files("compiled", compiled.CHOSEN), lambda results: table(compiled.rows(results))),
     "against the limit on a gpu": (("gpu",), lambda results: table(against_limit.rows(results, gpu.GOAL))),
     "growth": (files("growth", growth.SWEEPS), growth_tables),
     "scoring": (files("scoring", scoring.SETS), lambda results: table(scoring.rows(results))),

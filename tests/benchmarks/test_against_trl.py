@@ -157,12 +157,12 @@ def test_a_share_is_the_time_ratio_over_the_token_ratio() -> None:
 @pytest.mark.slow
 def test_all_three_take_turns_and_agree(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tiny(workload: Workload, steps: int, data: Path, **options: object) -> Path:
-        return prepare(workload, steps, data, sizes=TINY, cache=tmp_path, **options)  # type: ignore[arg-type]
+        return prepare(workload, steps, data, sizes=TINY, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(against_trl, "prepare", tiny)
     # The environment of the tests has TRL as well.
     monkeypatch.setattr(against_trl, "trl_python", lambda: Path(sys.executable))
-    found = measure(WORKLOAD, 2, data)
+    found = measure(WORKLOAD, 2, data, cache=tmp_path)
     assert {name: len(times) for name, times in found["seconds"].items()} == {"trl": 2, "loop": 2, "plaudit": 2}
     assert found["agreement"]["trl"]["gradient"] < 1e-4
     assert found["agreement"]["trl"]["later_losses"] < 1e-4
