@@ -146,9 +146,9 @@ class TrainingConfig(RunConfig):
     prefetch: int = Field(default=2, ge=0)
     """Micro-batches that a background thread packs ahead while the network works; 0 packs each when it is needed."""
     compile: bool = False
-    """`torch.compile` for the norms and feed-forward parts of the layers: less time for small operations (8 % on the
-    CPU for a model of 7 million parameters), a minute longer at the start. Needs a C++ compiler on the CPU; without
-    one a warning says so and the run goes on. Results change by rounding."""
+    """`torch.compile` for the norms and feed-forward parts of the layers: less time for small operations, half a minute
+    longer at the start. On the CPU it needs a C++ compiler; without one a warning says so and the run goes on. Results
+    change by rounding."""
     parallel: Literal["auto", "ddp", "fsdp"] | None = None
     """How the processes that torchrun started share the run: `ddp` (each holds the whole model) or `fsdp` (each holds a
     part of it); `auto` is `ddp` unless training would take more than half of a GPU. None is a single process."""

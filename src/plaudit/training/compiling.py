@@ -30,7 +30,7 @@ def compile_model(model: nn.Module, device: torch.device, *, quiet: bool = False
     for region in found:
         region.compile(dynamic=True)
     if not quiet:
-        say(f"compile: {len(found)} parts of the layers; the first step takes a minute longer")
+        say(f"compile: {len(found)} parts of the layers; the first step takes half a minute longer")
     return True
 
 
