@@ -38,14 +38,33 @@ def test_generate(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prompt", "a", "--num-beams", "3"], "num_beams"),
-        (["--prompt", "a", "--input", "b"], "not both"),
+        (["--num-beams", "3"], "plaudit: num_beams 3 is for method 'beam', not 'sample'"),
+        (["--method", "greedy", "--top-k", "2"], "plaudit: top_k, top_p and min_p are for method 'sample'"),
+        (["--stop", ""], "plaudit: stop_strings holds an empty string"),
+        (["--top-p", "1.5"], "plaudit: --top-p: input should be less than or equal to 1, not 1.5"),
+        (["--temperature", "0"], "plaudit: --temperature: input should be greater than 0, not 0.0"),
+        (["--max-new-tokens", "0"], "plaudit: --max-new-tokens: input should be greater than or equal to 1, not 0"),
+        (["--samples", "0"], "plaudit: --samples: must be at least 1, not 0"),
+        (["--dtype", "int3"], "plaudit: dtype 'int3': use one of"),
+        (["--input", "b"], "plaudit: give --prompt or --input, not both"),
     ],
 )
-def test_faults(folder: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_options_are_one_line_each(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", str(tmp_path / "no model"), "--prompt", "a", *words])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert said.startswith(message), said
+    assert said.count("\n") == 1
+
+
+def test_each_fault_of_an_option_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["generate", folder, *words])
-    assert message in capsys.readouterr().err
+        main(["chat", str(tmp_path / "no model"), "--top-p", "0", "--seed", "-1"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["--top-p", "--seed"]
 
 
 def test_a_bad_line_is_named(folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

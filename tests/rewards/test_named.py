@@ -56,6 +56,9 @@ def test_options_from_elsewhere_win() -> None:
         ("type_token=abc", "option window is 'abc'"),
         ("target_length=0", "target is 0"),
         ("readability=fog", "option formula is 'fog'"),
+        ("fluency=gpt2,foo=3", "no option 'foo'. Its options are model, given_prompt"),
+        ("fluency=gpt2,token_budget=abc", "option token_budget is 'abc'"),
+        ("fluency=gpt2,dtype=int3", "option dtype is 'int3'"),
     ],
 )
 def test_what_is_written_wrongly(text: str, message: str) -> None:

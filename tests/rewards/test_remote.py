@@ -60,6 +60,9 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "broken":
             self.answer(200, b"{not json")
             return
+        elif fault == "cut off":
+            self.answer(200, b'{"data": []}', missing=40)
+            return
         elif fault is not None:
             self.answer(fault, b"no")
             return
@@ -81,9 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, b"where?")
 
-    def answer(self, code: int, body: bytes) -> None:
+    def answer(self, code: int, body: bytes, missing: int = 0) -> None:
         self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + missing))
         self.end_headers()
         self.wfile.write(body)
 
@@ -119,7 +122,7 @@ def test_requests_run_beside_each_other_and_no_more_than_allowed(server: Server)
     assert server.most_at_once == 3
 
 
-@pytest.mark.parametrize("fault", [503, 429, "broken"])
+@pytest.mark.parametrize("fault", [503, 429, "broken", "cut off"])
 def test_a_passing_fault_is_tried_again(server: Server, fault: Any) -> None:
     server.faults = [fault, fault]
     score = RemoteReward(f"{server.url}/classify", pause=0.01)(SAMPLES)

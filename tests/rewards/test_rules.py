@@ -172,6 +172,35 @@ def test_json_in_other_ways(tmp_path: Any) -> None:
         json_schema({"type": "objekt"})
 
 
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"$ref": "#/definitions/x"}, "refers to '#/definitions/x', which is not in it"),
+        (
+            {"properties": {"a": {"items": {"$ref": "http://127.0.0.1:9/s.json"}}}},
+            "refers to 'http://127.0.0.1:9/s.json'",
+        ),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"x": {"$ref": "#y"}}},
+            "refers to '#y'",
+        ),
+        ({"$ref": "#"}, "refers to itself without an end"),
+    ],
+)
+def test_schemas_that_refer_to_nothing(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        json_schema(schema)
+
+
+def test_schemas_that_refer_to_their_own_parts() -> None:
+    tree = {"$defs": {"node": {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/node"}}}}}
+    reward = json_schema({**tree, "$ref": "#/$defs/node"})
+    assert value(reward, '{"$ref": {"$ref": {}}}') == 1.0
+    assert value(reward, '{"$ref": {"$ref": 3}}') == 0.0
+    assert value(reward, '{"$ref": ' * 500 + "{}" + "}" * 500) == 0.0
+    assert value(json_schema({"$ref": "https://json-schema.org/draft/2020-12/schema"}), '{"type": "object"}') == 1.0
+
+
 def test_keywords() -> None:
     rule = keywords(["cat", "New York"], ["dog", "bird", "fish", "cow"])
     assert value(rule, "The CAT went to New York.") == 1.0

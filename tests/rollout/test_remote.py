@@ -17,12 +17,15 @@ from tests.rollout.language_models import random_prompts, tiny_lm
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with what it was asked, and keeps the requests; the first `busy` ones are turned away."""
+    """Answers with what it was asked, and keeps the requests; the first `busy` ones are turned away.
+
+    The first `cut` answers break off `missing` bytes before their end; without any missing they are no JSON.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
-        self.busy = 0
+        self.busy = self.cut = self.missing = 0
         self.status = 200
 
     @property
@@ -47,8 +50,11 @@ class Handler(BaseHTTPRequestHandler):
             answer = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choices.append({"index": index, "finish_reason": "length" if index == 1 else "stop", **answer})
         data = json.dumps({"choices": choices} if status == 200 else {"error": "no"}).encode()
+        missing = 0
+        if server.cut > 0:
+            server.cut, missing, data = server.cut - 1, server.missing, data[:9]
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + missing))
         self.end_headers()
         self.wfile.write(data)
 
@@ -105,6 +111,17 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_said(server: Server) -
         client.generate(["a"])
     with pytest.raises(ValueError, match="beam"):
         client.generate(["a"], sampling=SamplingConfig(method="beam", num_beams=2))
+
+
+@pytest.mark.parametrize("missing", [30, 0])
+def test_an_answer_that_breaks_off_is_asked_for_again(server: Server, missing: int) -> None:
+    client = CompletionClient(url=server.url, model="m", attempts=2)
+    server.cut, server.missing = 1, missing
+    assert client.generate(["a"])[0][0].text == "a 0"
+    assert len(server.requests) == 2
+    server.cut = 9
+    with pytest.raises(ConnectionError, match="after 2 attempts: " + ("IncompleteRead" if missing else "Unterminated")):
+        client.generate(["a"])
 
 
 def test_an_engine_takes_new_weights() -> None:

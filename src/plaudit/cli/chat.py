@@ -42,9 +42,12 @@ def chat(
     trust_remote_code
         Let code in the model's folder run.
     """
+    from plaudit.cli.verb import config_of_options
     from plaudit.configs.generation import SamplingConfig
 
-    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = config_of_options(
+        SamplingConfig, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
     from plaudit.data.records import Message
     from plaudit.rollout.answering import reply
 

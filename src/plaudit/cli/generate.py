@@ -77,9 +77,13 @@ def generate(
         raise ValueError("give --prompt or --input, not both")
     if prompt is None and input is None and sys.stdin.isatty():
         raise ValueError("nothing to answer: plaudit generate MODEL --prompt TEXT, or < prompts.jsonl")
+    if samples < 1:
+        raise ValueError(f"--samples: must be at least 1, not {samples}")
+    from plaudit.cli.verb import config_of_options
     from plaudit.configs.generation import SamplingConfig
 
-    sampling = SamplingConfig(
+    sampling = config_of_options(
+        SamplingConfig,
         method=method,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from plaudit.configs.base import Config, dump_config, load_config
+from plaudit.configs.base import AnyConfig, Config, Layer, dump_config, load_config
 from plaudit.configs.flags import parse_flags
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
@@ -65,6 +65,16 @@ def run_verb(
     # A run that a signal stopped has saved what is needed to go on, but whatever needs its result must not start.
     if code := getattr(result, "exit_code", 0):
         sys.exit(code)
+
+
+def config_of_options(config_class: type[AnyConfig], **options: Any) -> AnyConfig:
+    """The configuration that a verb's own options make up; a fault is one line that names the flag.
+
+    Raises:
+        ConfigError: (a ValueError) when it does not hold.
+    """
+    places = {(name,): f"--{name.replace('_', '-')}" for name in options}
+    return load_config(config_class, overrides=Layer(options, dict(places)))
 
 
 def import_string(path: str) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -94,21 +94,25 @@ class FluencyReward:
 
 
 def fluency(
-    model: "CausalLM | str | Path",
+    model: Any,
     *,
     given_prompt: bool = True,
     token_budget: int = 8192,
+    max_length: int | None = None,
     device: str | None = None,
-    **options: Any,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    trust_remote_code: bool = False,
 ) -> FluencyReward:
     """A fluency reward from a language model, its folder or Hugging Face name.
 
     Args:
-        model: the language model.
+        model: the language model (a `CausalLM`); what follows the token budget is for one that is opened here.
         given_prompt: see `FluencyReward`.
         token_budget: see `FluencyReward`.
-        device: where a model that is opened here runs; None takes the accelerator where there is one.
-        options: of `CausalLM.from_pretrained`, e.g. `dtype`.
+        max_length: most tokens of a text; None is what the model reads.
+        device: where it runs; None takes the accelerator where there is one.
+        dtype: number type of its weights.
+        trust_remote_code: whether code in the folder may run.
 
     Raises:
         ValueError: if it is no causal language model.
@@ -116,7 +120,7 @@ def fluency(
     if isinstance(model, str | Path):
         from plaudit.models.causal_lm import CausalLM
 
-        model = CausalLM.from_pretrained(model, **options)
+        model = CausalLM.from_pretrained(model, dtype=dtype, max_length=max_length, trust_remote_code=trust_remote_code)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return FluencyReward(model, given_prompt=given_prompt, token_budget=token_budget)
 

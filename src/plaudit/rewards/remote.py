@@ -1,5 +1,6 @@
 """Rewards from a server over HTTP: vLLM's (and SGLang's) `/classify`, OpenRLHF's `/get_reward`."""
 
+import http.client
 import json
 import logging
 import time
@@ -23,8 +24,16 @@ Render = Callable[[Sample], str]
 _SAMPLES_FAULT = frozenset({400, 413, 422})
 """Answers that are about the texts: too long, or nothing the server can read."""
 
-_PASSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a moment later."""
+
+
+def error_text(error: urllib.error.HTTPError) -> str:
+    """The code of an answer and the beginning of what it says, as far as that arrived."""
+    try:
+        return f"{error.code}: {error.read(300).decode(errors='replace')}"
+    except (OSError, http.client.HTTPException):
+        return f"{error.code}: {error.reason}"
 
 
 def plain_text(sample: Sample) -> str:
@@ -219,12 +228,12 @@ class RemoteReward:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
-                said = f"{self.url} answered {error.code}: {error.read(300).decode(errors='replace')}"
+                said = f"{self.url} answered {error_text(error)}"
                 if error.code in _SAMPLES_FAULT:
                     raise _RefusedError(said) from error
-                if error.code not in _PASSES:
+                if error.code not in PASSING:
                     raise ValueError(f"{said}; check the address and the permissions") from error
-            except (OSError, ValueError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 # No connection, a time-out, an answer that broke off or is no JSON.
                 said = f"{self.url}: {error or type(error).__name__}"
             logger.info("reward %r, try %d of %d: %s", self.name, attempt + 1, self.retries + 1, said)

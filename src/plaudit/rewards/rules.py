@@ -105,7 +105,8 @@ def json_schema(
         fenced: whether a fence of three backticks around it is allowed.
 
     Raises:
-        ValueError: if the schema is none, or `jsonschema` is not installed.
+        ValueError: if the schema is none, refers to what is not in it (nothing is downloaded), or `jsonschema` is not
+            installed.
     """
     if not 0 <= partial <= 1:
         raise ValueError(f"partial is {partial}; it must lie in 0..1")
@@ -116,9 +117,10 @@ def json_schema(
         inside = _FENCE.match(text) if fenced else None
         try:
             value = json.loads(inside[1] if inside else text, parse_constant=_refuse_constant)
+            fits = validator is None or validator.is_valid(value)
         except (ValueError, RecursionError):
             return 0.0
-        return 1.0 if validator is None or validator.is_valid(value) else partial
+        return 1.0 if fits else partial
 
     return SampleReward(reward, "json_schema")
 
@@ -253,6 +255,9 @@ def _keywords(given: Sequence[str] | str) -> list[list[str]]:
 def _validator(schema: Mapping[str, Any] | str | Path) -> Any:
     try:
         import jsonschema
+        from jsonschema_specifications import REGISTRY
+        from referencing import Resource
+        from referencing.jsonschema import DRAFT202012
     except ImportError as error:
         raise ValueError("json_schema needs the package jsonschema: pip install 'plaudit[rewards]'") from error
     if isinstance(schema, str | Path):
@@ -267,7 +272,29 @@ def _validator(schema: Mapping[str, Any] | str | Path) -> Any:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"this is no JSON schema: {error.message}") from error
-    return kind(schema)
+    # This registry knows the standard's own schemas and fetches no others.
+    validator = kind(schema, registry=REGISTRY)
+    try:
+        resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+        _look_up_references(resource, REGISTRY.resolver_with_root(resource))
+        validator.is_valid(None)
+    except RecursionError as error:
+        raise ValueError("this schema refers to itself without an end") from error
+    return validator
+
+
+def _look_up_references(resource: Any, resolver: Any) -> None:
+    """Look up every reference of a schema."""
+    from referencing.exceptions import Unresolvable
+
+    for keyword in ("$ref", "$dynamicRef"):
+        if isinstance(resource.contents, Mapping) and (wanted := resource.contents.get(keyword)) is not None:
+            try:
+                resolver.lookup(wanted)
+            except Unresolvable as error:
+                raise ValueError(f"this schema refers to {wanted!r}, which is not in it") from error
+    for each in resource.subresources():
+        _look_up_references(each, resolver.in_subresource(each))
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,5 +1,6 @@
 """Completions from a server that speaks the OpenAI protocol (vLLM, SGLang, llama.cpp, `transformers serve`, …)."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -12,9 +13,7 @@ from typing import Any, Literal
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.records import Prompt
 from plaudit.data.templates import as_messages
-
-_PASSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Answers that may be others a moment later."""
+from plaudit.rewards.remote import PASSING, error_text
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class CompletionClient:
 
         Raises:
             ValueError: for beams, a conversation sent as plain text, a refused request, or an answer of another form.
-            ConnectionError: if the server cannot be reached after all attempts.
+            ConnectionError: if the server gives no whole answer after all attempts.
         """
         sampling = sampling or SamplingConfig()
         if sampling.method == "beam":
@@ -129,9 +128,10 @@ class CompletionClient:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
                     return json.load(response)
             except urllib.error.HTTPError as error:
-                fault = f"{error.code} {error.read(300).decode(errors='replace')}"
-                if error.code not in _PASSES:
+                fault = error_text(error)
+                if error.code not in PASSING:
                     raise ValueError(f"{url} refused the request: {fault}") from error
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                fault = str(error)
+            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+                # No connection, a time-out, an answer that broke off or is no JSON.
+                fault = str(error) or type(error).__name__
         raise ConnectionError(f"{url}: no answer after {self.attempts} attempts: {fault}")
