@@ -108,9 +108,9 @@ class RewardModelConfig(Config):
             raise ValueError("give either backbone (pretrained) or model_type (random weights), not both or neither")
         if self.backbone is not None and self.backbone_config is not None:
             raise ValueError("backbone_config is for random weights; a pretrained backbone brings its own")
-        if isinstance(self.read_layers, tuple):
-            if not self.read_layers or min(self.read_layers) < 0 or len(set(self.read_layers)) < len(self.read_layers):
-                raise ValueError(f"read_layers {self.read_layers}: name each layer once, from 0 (the embeddings) on")
+        layers = self.read_layers
+        if isinstance(layers, tuple) and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
+            raise ValueError(f"read_layers {layers}: name each layer once, from 0 (the embeddings) on")
         if self.backbone_layers is not None and (self.backbone is None or self.lora is not None):
             raise ValueError("backbone_layers cuts a pretrained backbone that is trained in full; leave it out here")
         if self.model_type is not None and self.tokenizer is None:

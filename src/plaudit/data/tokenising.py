@@ -150,6 +150,7 @@ class TextTokeniser:
         self.counts: Counter[str] = Counter()
         self.template: str = "pair"
         self.template_options = dict(template_options or {})
+        self._template: ChatTemplate | TextTemplate
         if causal:
             self._set_template(template, end_token, template_options)
             self._head = [] if self.template == "chat" else leading_specials(tokenizer)
@@ -169,7 +170,6 @@ class TextTokeniser:
         has_chat = bool(getattr(self.tokenizer, "chat_template", None))
         if template == "chat" and not has_chat:
             raise ValueError("template='chat' but the tokenizer has no chat template; use 'plain' or set one")
-        self._template: ChatTemplate | TextTemplate
         if template == "chat" or (template == "auto" and has_chat):
             self.template = "chat"
             self._template = ChatTemplate(self.tokenizer, end_token=end_token, options=options)

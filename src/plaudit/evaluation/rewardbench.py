@@ -103,8 +103,7 @@ def rewardbench_1(
     total = int(clusters.max()) + 1 if len(clusters) else 0
     subsets = {name: _mean_over(found, total) for name, found in wins.items()}
     missing = tuple(name for weights in SECTIONS.values() for name in weights if name not in subsets)
-    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    return _result(1, subsets, total, missing, {}, **options)
+    return _result(1, subsets, total, missing, {}, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def rewardbench_2(
@@ -151,8 +150,7 @@ def rewardbench_2(
         subsets["Ties"] = Statistic(padded, lambda each: _ties_parts(each)["score"], len(ties))
     missing = tuple(name for name in SUBSETS_2 if name not in subsets)
     parts = {name: float(part) for name, part in _ties_parts(sums.sum(0)).items()} if ties else {}
-    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    return _result(2, subsets, total, missing, parts, **options)
+    return _result(2, subsets, total, missing, parts, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def ties_score(prompts: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> dict[str, float]:
@@ -253,7 +251,7 @@ def _result(
     seed: int,
 ) -> RewardBenchResult:
     """The scores on the data as it is, and between which bounds those of redrawn clusters lie."""
-    values = {name: np.float64(statistic.value) for name, statistic in subsets.items()}
+    values: dict[str, FloatArray] = {name: np.array(statistic.value) for name, statistic in subsets.items()}
     sections = {name: float(value) for name, value in _combined(version, values).items()}
     score = sections.pop("score", None)
     intervals = {}

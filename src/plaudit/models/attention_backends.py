@@ -165,7 +165,8 @@ def _difference(name: str, device: torch.device, dtype: torch.dtype, size: int, 
     for backend, kind in ((name, dtype), ("reference", torch.float32)):
         # The reference starts from the same rounded numbers.
         tensors = [t.to(device, dtype).to(kind).detach().requires_grad_() for t in base]
-        out = BACKENDS[backend](*tensors, PackedAttention(layout), options)
+        query, key, value = tensors
+        out = BACKENDS[backend](query, key, value, PackedAttention(layout), options)
         found.append([out.float().detach(), *torch.autograd.grad((out.float() * mix).sum(), tensors)])
     tolerance = 8 * torch.finfo(dtype).eps if dtype in _HALF else 1e-2
     for label, ours, theirs in zip(("output", "query", "key", "value"), *found, strict=True):

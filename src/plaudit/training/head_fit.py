@@ -149,7 +149,8 @@ def choose_ridge(
         attribute_weights: of the total; none for one output.
 
     Returns:
-        Loss by `λ`, of those that were tried; nothing where there are fewer than two keys per fold, and so nothing to choose by.
+        Loss by `λ`, of those that were tried; nothing where there are fewer than two keys per fold, and so nothing to
+        choose by.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(numbers) < 2 * FOLDS:
