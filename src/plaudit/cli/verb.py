@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from plaudit.configs.base import AnyConfig, Config, Layer, dump_config, load_config
+from plaudit.configs.base import AnyConfig, Config, KeyPath, Layer, dump_config, load_config
 from plaudit.configs.flags import parse_flags
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
@@ -73,8 +73,8 @@ def config_of_options(config_class: type[AnyConfig], **options: Any) -> AnyConfi
     Raises:
         ConfigError: (a ValueError) when it does not hold.
     """
-    places = {(name,): f"--{name.replace('_', '-')}" for name in options}
-    return load_config(config_class, overrides=Layer(options, dict(places)))
+    places: dict[KeyPath, str] = {(name,): f"--{name.replace('_', '-')}" for name in options}
+    return load_config(config_class, overrides=Layer(options, places))
 
 
 def import_string(path: str) -> Callable[..., Any]:

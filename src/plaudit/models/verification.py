@@ -29,7 +29,7 @@ def weights_fingerprint(backbone: nn.Module) -> str:
             continue
         digest.update(f"{name.replace('.base_layer', '')} {parameter.dtype} {tuple(parameter.shape)} ".encode())
         raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(f"{zlib.crc32(memoryview(raw))}\n".encode())
+        digest.update(f"{zlib.crc32(raw.data)}\n".encode())
     return digest.hexdigest()
 
 
