@@ -80,6 +80,7 @@ def obey(request: dict[str, object], files: list[int]) -> int:
             with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as script:
                 script.write(words[0])
                 script.flush()
+                sys.path.insert(0, "")  # as with `python -c`: modules in the folder can be imported
                 runpy.run_path(script.name, run_name="__main__")
     except SystemExit as stop:
         code = stop.code

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from plaudit.cli.app import main
+from plaudit.configs.align import AlignConfig
 from plaudit.configs.base import load_config
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.sft import SftConfig
@@ -26,12 +27,12 @@ PARTS = {"reward-lora.yaml", "reward-ties.yaml", "reward-helpsteer.yaml"}
 
 @pytest.mark.parametrize("path", sorted(VETTED.glob("*.yaml")), ids=lambda path: path.name)
 def test_vetted_configurations_hold_and_say_how_to_run_them(path: Path) -> None:
-    cls = SftConfig if path.name.startswith("sft") else RewardTrainingConfig
+    verb = path.stem.partition("-")[0]
+    cls = {"sft": SftConfig, "reward": RewardTrainingConfig, "align": AlignConfig}[verb]
     files = [VETTED / "reward-decoder.yaml", path] if path.name in PARTS else [path]
     config = load_config(cls, files)
     assert config.output == Path("runs") / path.stem
     text = path.read_text()
-    verb = "sft" if cls is SftConfig else "reward"
     assert f"#   plaudit {verb} {' '.join(f'configs/{file.name}' for file in files)}" in text
 
 
