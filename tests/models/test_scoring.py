@@ -64,3 +64,10 @@ def test_a_shared_prompt_is_read_once_and_the_budget_is_kept(
     assert max(sizes) <= 2 * (prefix + 10), "rows that share a prompt each repeat it"
     with pytest.raises(ValueError, match="token_budget is 0"):
         score_groups(model, groups, token_budget=0)
+
+
+def test_scores_carry_no_gradients(decoder_folder: str) -> None:
+    model = build(decoder_folder)
+    groups = [model.text_tokeniser.group(PROMPTS[0], COMPLETIONS[0])]
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    assert not score_groups(model, groups)[0].requires_grad

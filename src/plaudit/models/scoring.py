@@ -49,6 +49,7 @@ class _Job:
         return TokenisedGroup((block,))
 
 
+@torch.no_grad()
 def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, token_budget: int = 8192) -> list[Tensor]:
     """Raw scores of tokenised groups, without dropout.
 
@@ -76,6 +77,7 @@ def score_groups(model: "RewardModel", groups: Sequence[TokenisedGroup], *, toke
     return results if model.attributes else [result.squeeze(-1) for result in results]
 
 
+@torch.no_grad()
 def score_tokens(
     model: "RewardModel", groups: Sequence[TokenisedGroup], *, token_budget: int = 8192
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -112,11 +114,13 @@ def score_tokens(
     return (results if model.attributes else [result.squeeze(-1) for result in results]), tokens
 
 
-@torch.no_grad()
 def _forwards(
     model: "RewardModel", groups: Sequence[TokenisedGroup], token_budget: int
 ) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
-    """Batches within the budget, and the group and slot of each of their completions; evaluation mode meanwhile."""
+    """Batches within the budget, and the group and slot of each of their completions; evaluation mode meanwhile.
+
+    Gradients are for the caller to switch off: in a generator `no_grad` holds only while the generator itself runs.
+    """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; it must be at least 1")
     training = model.training
