@@ -15,8 +15,10 @@ class DemoConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of the world, the models and the training."""
 
-    demonstrations: int = Field(default=4000, ge=20)
-    """Good replies to fine-tune on."""
+    letter_book: int = Field(default=4000, ge=20)
+    """Replies of the shop's staff, every other one good, to fine-tune on."""
+    demonstrations: int = Field(default=300, ge=20)
+    """Good replies: their average reward is the reward model's 0."""
     rankings: int = Field(default=600, ge=20)
     """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=200, ge=20)
@@ -29,7 +31,7 @@ class DemoConfig(Config):
     layers: int = Field(default=3, ge=1)
     """Depth of the decoder."""
     sft_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the demonstrations."""
+    """Passes over the letter book."""
     reward_epochs: float = Field(default=2.0, gt=0)
     """Passes over the rankings."""
 

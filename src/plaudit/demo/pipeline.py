@@ -1,6 +1,6 @@
 """The main job on the built-in world: `main(config)` runs the stages below, one after the other.
 
-    world → demonstrations → fine-tuning → rankings of its answers → reward model, normalised → PPO → did it help?
+    world → letter book → fine-tuning → rankings of its answers → reward model, normalised → PPO → did it help?
 
 Every stage takes what the earlier ones left in a `DemoRun` and adds to it.
 """
@@ -51,7 +51,8 @@ class DemoRun:
     Attributes:
         config: of the demo.
         world: the letters, the shop and its annotators.
-        demonstrations: good replies, to fine-tune on.
+        letter_book: replies of every kind, to fine-tune on.
+        demonstrations: good replies, whose average reward becomes 0.
         train: rankings to learn from.
         test: rankings of other prompts.
         optimum: how well the test rankings can be foretold at all.
@@ -67,6 +68,7 @@ class DemoRun:
 
     config: DemoConfig
     world: World
+    letter_book: list[Demonstration] = field(default_factory=list)
     demonstrations: list[Demonstration] = field(default_factory=list)
     train: list[Comparison] = field(default_factory=list)
     test: list[Comparison] = field(default_factory=list)
@@ -115,17 +117,18 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
 
 
 def make_world(run: DemoRun) -> None:
-    """Write demonstrations, and train a tokenizer on them and on letters."""
+    """Write the shop's letter book and some good replies, and train a tokenizer on the book."""
     config = run.config
+    run.letter_book = run.world.letter_book(config.letter_book)
     run.demonstrations = run.world.demonstrations(config.demonstrations)
+    write_demonstrations(run.letter_book, run.file("data/letter-book.jsonl"))
     write_demonstrations(run.demonstrations, run.file("data/demonstrations.jsonl"))
-    texts = [text for d in run.demonstrations for text in (str(d.prompt), d.completion)]
-    texts += run.world.comparison_prompts(config.rankings)
+    texts = [text for each in run.letter_book for text in (str(each.prompt), each.completion)]
     train_tokenizer(texts, config.vocabulary).save_pretrained(run.file("tokenizer"))
 
 
 def fine_tune(run: DemoRun) -> None:
-    """Train a small decoder from random weights on the demonstrations."""
+    """Train a small decoder from random weights on the letter book: it learns to write like the shop, well or badly."""
     config = run.config
     heads = num_heads(config.hidden_size)
     settings = {
@@ -148,8 +151,8 @@ def fine_tune(run: DemoRun) -> None:
         "optimizer": {"learning_rate": 2e-3, "warmup": 0.05},
         **_shared(run, "sft"),
     }
-    held_out = run.world.demonstrations(max(20, config.demonstrations // 15), "test")
-    result = sft.main(SftConfig.model_validate(settings), train=run.demonstrations, held_out=held_out)
+    held_out = run.world.letter_book(max(20, config.letter_book // 40), "test")
+    result = sft.main(SftConfig.model_validate(settings), train=run.letter_book, held_out=held_out)
     assert isinstance(result, TrainingResult)
     run.policy = _complete(result)
 
@@ -231,7 +234,7 @@ def align_policy(run: DemoRun) -> None:
 
     result = align.main(AlignConfig.model_validate(settings), prompts=prompts, reward=scorer, on_iteration=keep)
     assert isinstance(result, TrainingResult)
-    run.aligned = result
+    run.aligned = _complete(result)
 
 
 def compare(run: DemoRun) -> None:

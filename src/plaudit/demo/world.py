@@ -156,11 +156,21 @@ class World:
         records = []
         for index in range(n):
             request = _new_request(rng, split, seen)
-            while True:
-                completion = _write(rng, request, "right", "warm", num_ramblings=int(rng.random() < 0.08))
-                if gold_reward(request.prompt, completion) >= GOOD_REWARD:
-                    break
+            completion = _good_reply(rng, request)
             records.append(Demonstration(prompt=request.prompt, completion=completion, id=f"demo-{split}-{index:05d}"))
+        return records
+
+    def letter_book(self, n: int, split: str = "train") -> list[Demonstration]:
+        """`n` replies as the shop's staff have written them so far: every other one good, the others as they come.
+
+        What a language model learns from them is to write like the shop, well or badly.
+        """
+        rng, seen = self._rng("letter book", split), set[str]()
+        records = []
+        for index in range(n):
+            request = _new_request(rng, split, seen)
+            completion = _good_reply(rng, request) if index % 2 == 0 else _any_reply(rng, request)
+            records.append(Demonstration(prompt=request.prompt, completion=completion, id=f"book-{split}-{index:05d}"))
         return records
 
     def comparisons(
@@ -313,6 +323,14 @@ def _filler(rng: random.Random, name: str, product: str) -> Callable[[str], str]
         )
 
     return fill
+
+
+def _good_reply(rng: random.Random, request: _Request) -> str:
+    """The right remedy for the right product, polite, rarely rambling."""
+    while True:
+        completion = _write(rng, request, "right", "warm", num_ramblings=int(rng.random() < 0.08))
+        if gold_reward(request.prompt, completion) >= GOOD_REWARD:
+            return completion
 
 
 def _any_reply(rng: random.Random, request: _Request) -> str:
