@@ -1,5 +1,5 @@
 # Every target makes the virtual environment it needs: Python 3.11 or later and make are enough.
-#   make demo      the built-in world, from rankings to an evaluated reward model
+#   make demo      the built-in world, from rankings to a reward model to a better policy
 #   make test      the tests, at reduced size (minutes)
 #   make test-all  every test at full size
 #   make check     formatting, lint, types, architecture
