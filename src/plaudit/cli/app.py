@@ -46,7 +46,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("plaudit.cli.generate:generate", "Answer prompts with a language model, several times each."),
     "chat": ("plaudit.cli.chat:chat", "Talk to a language model by hand."),
     "export": ("plaudit.cli.export:export", "Write a reward model for other tools, and say what cannot be expressed."),
-    "demo": ("plaudit.cli.demo:demo", "The built-in world: from rankings to a reward model to a better policy, with a report."),
+    "demo": ("plaudit.cli.demo:demo", "The built-in world: from rankings to a reward model to a better policy."),
 }
 """Verb to its import string and one line of help."""
 
