@@ -5,6 +5,7 @@ A prepared folder holds everything that the workers need, so that all of them se
 step), `model/` (what transformers opens as a sequence classifier) or, for encoders, `backbone/` and `head.pt`.
 """
 
+import hashlib
 import importlib.util
 import json
 import random
@@ -188,11 +189,11 @@ def build_model(workload: Workload, data: Path, folder: Path, sizes: dict[str, A
             too_long="truncate_prompt",
         )
     else:
-        tokenizer_of(data).save_pretrained(folder / "tokenizer")
+        tokenizer = tokenizer_folder(data, folder.parent)
         config = RewardModelConfig(
             model_type="llama",
             backbone_config=sizes or LLAMA_7M,
-            tokenizer=str(folder / "tokenizer"),
+            tokenizer=str(tokenizer),
             aggregation="last",
         )
     model = RewardModel.from_backbone(config)
@@ -205,13 +206,17 @@ def build_model(workload: Workload, data: Path, folder: Path, sizes: dict[str, A
     return model
 
 
-def tokenizer_of(data: Path) -> Any:
-    """A byte-level BPE of `VOCABULARY` entries, trained on all the texts used here."""
+def tokenizer_folder(data: Path, cache: Path) -> Path:
+    """A byte-level BPE of `VOCABULARY` entries, trained once on all the texts used here."""
+    folder = cache / f"tokenizer-{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]}"
+    if (folder / "tokenizer.json").exists():
+        return folder
     texts = []
     for file in filter(Path.exists, (data / name for name in FILES.values())):
         for record in read_comparisons(file, on_error="skip").records:
             texts += [prompt_text(record.prompt), *record.completions]
-    return train_tokenizer(texts, VOCABULARY)
+    train_tokenizer(texts, VOCABULARY).save_pretrained(folder)
+    return folder
 
 
 def minilm_folder() -> Path:

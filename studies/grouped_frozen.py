@@ -6,6 +6,7 @@ a small decoder that was fine-tuned on demonstrations, and every seed is another
 exploded pairs are the library's own.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,11 +105,13 @@ class Texts:
 
 
 @torch.no_grad()
-def texts_of(records: Sequence[Comparison], config: RewardModelConfig, file: Path) -> Texts:
-    """The texts of these records by the backbone of `config`; states are kept in `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def texts_of(records: Sequence[Comparison], config: RewardModelConfig, folder: Path) -> Texts:
+    """The texts of these records by the backbone of `config`; states are kept in `folder`, by the texts' hash."""
+    folder.mkdir(parents=True, exist_ok=True)
     # A record is found again by its text when folds and cuts have made copies of it.
     pairs = [(record.prompt, completion) for record in records for completion in record.completions]
+    described = repr((config.model_dump(mode="json"), pairs))
+    file = folder / f"states-{hashlib.sha256(described.encode()).hexdigest()[:16]}.pt"
     if not file.exists():
         model = RewardModel.from_backbone(config).eval()
         states: list[Tensor] = []
@@ -162,7 +165,7 @@ class Frozen:
             max_length=source.max_length,
             too_long="truncate",
         )
-        self.texts = texts_of(self.records, config, self.output / f"{self.name}-states.pt")
+        self.texts = texts_of(self.records, config, self.output)
 
     def split(self, seed: int, count: int) -> tuple[list[Comparison], list[Comparison]]:
         """Rankings to learn from, cut to `count` completions, and whole ones to look at."""
@@ -178,7 +181,7 @@ class Frozen:
                 whole = world_data(seed, 9, prompts=FROZEN_PROMPTS, held_out=FROZEN_HELD_OUT)
                 backbone = str(world_backbone(self.output / "world-base"))
                 config = RewardModelConfig(backbone=backbone, aggregation="mean", aggregate_over="completion")
-                self.texts = texts_of([*whole[0], *whole[1]], config, self.output / f"world{seed}-states.pt")
+                self.texts = texts_of([*whole[0], *whole[1]], config, self.output)
                 self.world_seed = seed
         return tuple([r for r in side if preference_pairs(r)] for side in (train, held_out))  # type: ignore[return-value]
 
