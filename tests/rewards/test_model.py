@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit.data.records import Message
+from plaudit.data.vocabulary import train_tokenizer
 from plaudit.models.reward_model import RewardModel
 from plaudit.models.scoring import score_tokens
 from plaudit.rewards.base import Sample, as_reward
@@ -121,6 +122,36 @@ def test_characters_of_several_tokens_are_written_by_the_last() -> None:
     assert token_ends(Bytes(), list(b"  ab"), "ab") == [0, 0, 1, 2]
     assert token_ends(Bytes(), list(b" ab"), " ab") == [1, 2, 3]
     assert token_ends(Bytes(), [], "") == []
+    # A replacement sign that belongs to the text looks like half a character until the next token.
+    assert token_ends(Bytes(), list("a\ufffdb".encode()), "a\ufffdb") == [1, 1, 1, 1, 3]
+
+
+MIXED = "  naïve 猫が好き 👩‍👩‍👧 e\u0301t\u00e9,  \n\tend. "
+
+
+@pytest.mark.parametrize("text", [MIXED, MIXED.strip(), "猫", " 猫\u3000犬 ", "  \n ", ""])
+@pytest.mark.parametrize("vocab_size", [262, 290])
+def test_written_characters_are_those_whose_bytes_are_all_there(text: str, vocab_size: int) -> None:
+    """Against the bytes of the tokens themselves, which the tokenizer writes as letters of its own."""
+    tokenizer = train_tokenizer([MIXED * 3, "猫犬"], vocab_size)
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    spelled = [bytes(letters[letter] for letter in token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    assert b"".join(spelled).decode() == text
+    written = [len(b"".join(spelled[: count + 1]).decode(errors="ignore")) for count in range(len(ids))]
+    leading = len(text) - len(text.lstrip())
+    ended = [*ids, tokenizer.eos_token_id]
+    for completion, before in ((text, 0), (text.strip(), leading)):
+        wanted = [min(max(each - before, 0), len(completion)) for each in written]
+        assert token_ends(tokenizer, ended, completion) == [*wanted, len(completion)]
+
+
+def test_words_are_written_where_their_tokenizer_places_them() -> None:
+    tokenizer, text = word_tokenizer(), "the cat sat so good"
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert token_ends(tokenizer, found["input_ids"], text) == [end for _, end in found["offset_mapping"]]
 
 
 def test_what_cannot_be_scored_is_invalid(folder: Path) -> None:

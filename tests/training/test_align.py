@@ -22,6 +22,7 @@ from plaudit.rewards.normalise import Running, normalised
 from plaudit.training import align
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob
+from plaudit.training.folder import claimed
 from plaudit.training.results import TrainingResult
 from plaudit.training.trackers import read_metrics
 from tests.training.conftest import SIZES, save_tokenizer, tiny_model
@@ -131,6 +132,7 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
         else:
             stopped = run(part, scale())
             assert stopped.stopped_by == "SIGTERM"
+            assert stopped.exit_code == 128 + signal.SIGTERM
             assert stopped.model_folder is None
     resumed = run(settings(tokenizer_path, tmp_path / "part", resume=True, **options), scale())
     assert resumed.stopped_by == whole.stopped_by == "iterations"
@@ -279,6 +281,7 @@ def test_a_guard_stops_the_run_and_says_why(
     assert result.stopped_by == "guard"
     assert 0 < result.steps < 30
     assert result.model_folder is not None
+    assert result.exit_code == 0
     assert "past guards.stop_kl 0.05" in capsys.readouterr().err
 
 
@@ -352,6 +355,12 @@ def test_faults_of_the_user_are_told(tokenizer_path: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="reward 'broken' is nan"):
         run(config, broken)
     assert not (tmp_path / "model").exists()
+
+
+def test_two_runs_never_write_into_one_folder(tokenizer_path: str, tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(ValueError, match="another run is writing to"):
+        run(settings(tokenizer_path, tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_reads_prompts_from_files_and_says_what_it_would_need(

@@ -21,14 +21,15 @@ from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training.align_estimate import AlignEstimate, estimate_alignment
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob, fitting_prompts
-from plaudit.training.folder import check_output, prepare_output
+from plaudit.training.folder import check_output, output_folder
 from plaudit.training.messages import say, warn
 from plaudit.training.optimizers import build_optimizer, set_learning_rate
 from plaudit.training.precision import pick_device, threads
+from plaudit.training.processes import Processes
 from plaudit.training.progress import ProgressReport
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, read_run_prompts
-from plaudit.training.results import TrainingResult, count_table, save_whole
+from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
 from plaudit.training.session import Session, records_hash
 from plaudit.training.signals import StopRequest
@@ -76,30 +77,30 @@ def main(
             estimate = estimate_alignment(job)
             estimate.print()
             return estimate
-        prepare_output(config)
-        hashed = records_hash([*job.prompts, "held out", *job.held_out])
-        session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
-        stopped_by = run_iterations(job, session, on_iteration)
-        folder = None
-        if stopped_by in ("iterations", "guard"):
-            folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
-            if not config.quiet:
-                say(f"align: saved {folder}")
-        job.policy.eval()
-        result = TrainingResult(
-            output=config.output,
-            model_folder=folder,
-            stopped_by=stopped_by,
-            steps=session.state.step,
-            best_step=-1,
-            tokens=session.state.tokens,
-            seconds=time.perf_counter() - started,
-            metrics=session.state.evaluation,
-            records=count_table(**counts),
-            model=job.policy.language_model,
-        )
-        result.write()
-        return result
+        with output_folder(config, Processes(device=job.device)):
+            hashed = records_hash([*job.prompts, "held out", *job.held_out])
+            session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
+            stopped_by = run_iterations(job, session, on_iteration)
+            folder = None
+            if stopped_by in ENDS:
+                folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
+                if not config.quiet:
+                    say(f"align: saved {folder}")
+            job.policy.eval()
+            result = TrainingResult(
+                output=config.output,
+                model_folder=folder,
+                stopped_by=stopped_by,
+                steps=session.state.step,
+                best_step=-1,
+                tokens=session.state.tokens,
+                seconds=time.perf_counter() - started,
+                metrics=session.state.evaluation,
+                records=count_table(**counts),
+                model=job.policy.language_model,
+            )
+            result.write()
+            return result
 
 
 def prepare(

@@ -11,7 +11,8 @@ from typing import Any
 from plaudit.models.quiet import quiet_loading
 from plaudit.training.checkpoints import publish_directory
 
-ENDS = ("epochs", "max_steps", "patience")
+ENDS = ("epochs", "max_steps", "patience", "iterations", "guard")
+"""What ends a run that saves its model: the data, a limit, held-out records; in alignment its iterations or a guard."""
 
 
 @dataclass(frozen=True, kw_only=True)
