@@ -68,13 +68,13 @@ def best_rate(rates: dict[float, list[dict[str, Any]]]) -> float:
 
 
 def table_rows(arms: dict[str, dict[float, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """One row per arm at its own best rate, with the paired difference to the grouped arm."""
-    grouped = {one["seed"]: one["curve"] for one in arms["grouped"][best_rate(arms["grouped"])]}
+    """One row per arm at the rate that suits the grouped arm best, with the paired difference to that arm."""
+    rate = best_rate(arms["grouped"])
+    grouped = {one["seed"]: one["curve"] for one in arms["grouped"][rate]}
     rows = []
     for name in ARMS:
-        if name not in arms:
+        if rate not in arms.get(name, {}):
             continue
-        rate = best_rate(arms[name])
         chosen = [one for one in arms[name][rate] if one["seed"] in grouped]
         curves = {one["seed"]: one["curve"] for one in chosen}
         lowest = {seed: min(curve, key=lambda point: point["log_loss"]) for seed, curve in curves.items()}
@@ -176,8 +176,9 @@ def plot(name: str, found: Curves) -> Path | None:
         arms = found[name, count]
         views: list[tuple[str, str, str]] = [(clock, label, "log_loss") for clock, label in clocks]
         for panel, (clock, label, value) in zip(row, [*views, ("epoch", "epochs", "accuracy")], strict=True):
-            for arm in (each for each in ARMS if each in arms):
-                curves = arms[arm][best_rate(arms[arm])]
+            rate = best_rate(arms["grouped"])
+            for arm in (each for each in ARMS if rate in arms.get(each, {})):
+                curves = arms[arm][rate]
                 places, means, errors = averaged(curves, clock, value)
                 panel.plot(places, means, color=COLOURS[arm], label=LABELS[arm], linewidth=1.6)
                 low = [mean - error for mean, error in zip(means, errors, strict=True)]
