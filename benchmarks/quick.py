@@ -28,7 +28,7 @@ STEPS = 3
 def ratios(data: Path) -> dict[str, float]:
     """How many times faster Plaudit is than each peer, by name of the comparison."""
     found: dict[str, float] = {}
-    for name, peers in (("hh-8", ("trl", "loop")), ("wmt_mqm-k9", ("loop",))):
+    for name, peers in (("hh-8", ("trl",)), ("wmt_mqm-k9", ("loop",))):
         seconds = measure(
             WORKLOADS[name], STEPS, data, names=(*peers, "plaudit"), clock="processor_seconds", cache=CACHE / "quick"
         )["processor_seconds"]
