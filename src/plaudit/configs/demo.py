@@ -19,8 +19,8 @@ class DemoConfig(Config):
     """Replies of the shop's staff, every other one good, to fine-tune on."""
     demonstrations: int = Field(default=300, ge=20)
     """Good replies: their average reward is the reward model's 0."""
-    rankings: int = Field(default=600, ge=20)
-    """Prompts whose 4 to 9 replies annotators have ranked, to train the reward model on."""
+    rankings: int = Field(default=500, ge=20)
+    """Letters whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=200, ge=20)
     """Rankings of other prompts, to measure it on."""
 
@@ -35,13 +35,13 @@ class DemoConfig(Config):
     reward_epochs: float = Field(default=2.0, gt=0)
     """Passes over the rankings."""
 
-    iterations: int = Field(default=24, ge=1)
+    iterations: int = Field(default=28, ge=1)
     """Rounds of PPO: sample answers, score them, update."""
-    prompts_per_iteration: int = Field(default=32, ge=2)
-    """Letters answered in each of them, four times each."""
+    prompts_per_iteration: int = Field(default=16, ge=2)
+    """Letters answered in each of them, eight times each."""
     max_new_tokens: int = Field(default=96, ge=8)
     """Longest answer in tokens."""
-    kl_coefficient: float = Field(default=0.05, ge=0)
+    kl_coefficient: float = Field(default=0.1, ge=0)
     """Weight of the divergence from the fine-tuned model."""
     test_prompts: int = Field(default=64, ge=4)
     """Letters that nobody trained on, which both policies answer in the end."""

@@ -212,20 +212,30 @@ def align_policy(run: DemoRun) -> None:
     config = run.config
     settings = {
         "model": {"backbone": str(run.policy.model_folder)},
-        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "kl_coefficient": config.kl_coefficient},
-        "critic_start": "reward",
+        # In the few thousand answers that there is time for, a critic would learn too late to be of use: the baseline
+        # is the mean reward of the other answers to the same letter.
+        "algorithm": {
+            "name": "ppo",
+            "baseline": "leave_one_out",
+            "epochs": 1,
+            "minibatches": 2,
+            "kl_coefficient": config.kl_coefficient,
+        },
         "sampling": {"max_new_tokens": config.max_new_tokens},
         "iterations": config.iterations,
         "prompts_per_iteration": config.prompts_per_iteration,
-        "samples_per_prompt": 4,
-        "optimizer": {"learning_rate": 1e-4, "head_learning_rate": 1e-3},
+        "samples_per_prompt": 8,
+        # A large epsilon keeps Adam from taking full steps where there is nothing but noise.
+        "optimizer": {"learning_rate": 1e-3, "epsilon": 1e-3},
         "evaluate_every": None,
         "save_every": None,
         **_shared(run, "align"),
         "log_every": 4,
     }
     scorer = combine({"proxy": (normalised(run.reward_model.model, Running(shift=False)), 1.0), "gold": (_gold, 0.0)})
-    prompts = [PromptRecord(prompt=text) for text in run.world.prompts(20 * config.prompts_per_iteration)]
+    prompts = [
+        PromptRecord(prompt=text) for text in run.world.prompts(config.iterations * config.prompts_per_iteration)
+    ]
     thirds = {max(1, config.iterations * part // 3) for part in (1, 2)} - {config.iterations}
 
     def keep(iteration: int, model: CausalLM) -> None:
