@@ -104,7 +104,7 @@ def test_half_of_the_ranked_replies_are_the_models_own(run: DemoRun) -> None:
 def test_the_frontier_holds_the_way_of_the_policy_and_best_of_n(run: DemoRun) -> None:
     assert run.comparison is not None
     labels = [point.label for point in run.comparison.comparison.points]
-    assert labels == ["n = 1", "n = 2", "n = 4", "n = 8", "n = 16", "PPO/1", "PPO/2", "PPO/3"]
+    assert labels == ["n = 1", "n = 2", "n = 4", "n = 8", "n = 16", "PPO/3", "PPO/1", "PPO/2"]
     assert run.file("frontier.png").stat().st_size > 5_000
     summary = json.loads(run.file("summary.json").read_text())
     assert summary["gold_reward"]["after"] == run.comparison.policies["PPO/3"].metrics["reward/gold"].value

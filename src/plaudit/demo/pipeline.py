@@ -260,8 +260,8 @@ def compare(run: DemoRun) -> None:
             seed=config.seed,
             output=run.file("comparison"),
         ),
-        policies={f"PPO/{step}": model for step, model in run.on_the_way.items()}
-        | {f"PPO/{config.iterations}": run.aligned.model},
+        policies={f"PPO/{config.iterations}": run.aligned.model}
+        | {f"PPO/{step}": model for step, model in run.on_the_way.items()},
         reference=CausalLM.from_pretrained(str(run.policy.model_folder)),
         rewards={"proxy": run.reward_model.model, "gold": _gold},
         prompts=run.world.prompts(config.test_prompts, "test"),

@@ -242,7 +242,7 @@ def time_section(run: "DemoRun") -> Section:
 def _outcome(run: "DemoRun") -> tuple[Estimate, Estimate, Estimate, Estimate, Estimate]:
     """Gold reward before and after, its gain, the win rate by gold, and the divergence per answer."""
     assert run.comparison is not None
-    start, aligned = run.comparison.comparison.start, run.comparison.comparison.policies[-1]
+    start, aligned = run.comparison.comparison.start, run.comparison.comparison.policies[0]
     return (
         start.metrics["reward/gold"],
         aligned.metrics["reward/gold"],
