@@ -31,8 +31,9 @@ def diagnose(*, sizes: int = _MATMUL_SIZE) -> dict[str, Any]:
     """
     devices = find_devices()
     return {
-        "versions": {name: _version(name) for name in ("plaudit", "torch", "transformers", "datasets")}
-        | {"python": platform.python_version()},
+        # What torch says of itself names its build as well, such as +cu130.
+        "versions": {name: _version(name) for name in ("plaudit", "transformers", "datasets")}
+        | {"torch": str(torch.__version__), "python": platform.python_version()},
         "machine": describe_machine(),
         "devices": devices,
         "dtypes": [try_dtype(device["name"], dtype, sizes) for device in devices for dtype in DTYPES],
