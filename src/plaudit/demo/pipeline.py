@@ -101,7 +101,7 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
         ValueError: if the output folder holds something that is no demo.
     """
     if dry_run:
-        say(f"would run {', '.join(STAGES)} in {config.output}: about 4 minutes on 2 cores at the default sizes")
+        say(f"would run {', '.join(STAGES)} in {config.output}: 5 to 6 minutes on 2 cores at the default sizes")
         return None
     _clear(config.output)
     run = DemoRun(config, World(config.seed))
