@@ -377,8 +377,7 @@ def _factor(name: str, factor: Factor, like: Tensor, mask: Tensor) -> Tensor:
     """A number or a `[B, T]` tensor as a clean `[B, T]` tensor; `[B]` and `[B, 1]` are refused."""
     if not isinstance(factor, Tensor):
         return torch.full_like(like, factor).masked_fill(~mask, 0.0)
-    if factor.ndim == 0:
-        factor = factor.expand(like.shape)
+    factor = factor.expand(like.shape) if factor.ndim == 0 else factor
     expect_shape(name, factor, tuple(like.shape))
     return _clean(factor, mask, like.dtype)
 
@@ -398,5 +397,4 @@ def _clipped_ratios(log_ratios: Tensor, like: Tensor, mask: Tensor, clip: float)
 
 def _value_of_the_step_before(next_values: Tensor, mask: Tensor) -> Tensor:
     """`v'` of the counted step before each counted step, `[B, T]`; 0 for the first of a row."""
-    flipped = next_values.masked_fill(~mask, 0.0).flip(1)
-    return shift_to_next(flipped, mask.flip(1)).flip(1)
+    return shift_to_next(next_values.masked_fill(~mask, 0.0).flip(1), mask.flip(1)).flip(1)

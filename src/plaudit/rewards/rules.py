@@ -272,7 +272,7 @@ def _validator(schema: Mapping[str, Any] | str | Path) -> Any:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"this is no JSON schema: {error.message}") from error
-    # This registry knows the standard's own schemas and fetches no others.
+    # What it knows are the standard's own schemas; it fetches no others.
     validator = kind(schema, registry=REGISTRY)
     try:
         resource = Resource.from_contents(schema, default_specification=DRAFT202012)

@@ -168,20 +168,28 @@ def collect_text(
     tokenizer = policy.policy.language_model.tokenizer
     trajectory = _trajectory(answers, valid.tolist(), tokenizer, missing_end_penalty)
     started = time.perf_counter()
+    trajectory, entropy = _evaluated(policy, trajectory, reference)
+    seconds["evaluation"] = time.perf_counter() - started
+    assert trajectory.group_ids is not None
+    baselines = None if greedy is None else greedy[trajectory.group_ids]
+    return Experience(trajectory, policy.prompts, answers, entropy, baselines, seconds)
+
+
+def _evaluated(
+    policy: TextPolicy, trajectory: Trajectory, reference: ReferencePolicy | None
+) -> tuple[Trajectory, Tensor]:
+    """The trajectory with log-probabilities and values from the training forward, and the entropies `[B', T]`."""
     own = policy.evaluate_all(trajectory)
     theirs = own.logprobs if reference is None else policy.reference_logprobs(reference, trajectory)
     values = own.values.masked_fill(~trajectory.mask, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    trajectory = trajectory.with_fields(
+    evaluated = trajectory.with_fields(
         old_logprobs=own.logprobs,
         reference_logprobs=theirs,
         values=values,
         next_values=following * trajectory.continues,
     )
-    seconds["evaluation"] = time.perf_counter() - started
-    assert trajectory.group_ids is not None
-    baselines = None if greedy is None else greedy[trajectory.group_ids]
-    return Experience(trajectory, policy.prompts, answers, own.entropy, baselines, seconds)
+    return evaluated, own.entropy
 
 
 def _trajectory(answers: Answers, rows: list[int], tokenizer: object, missing_end_penalty: float) -> Trajectory:
