@@ -22,6 +22,7 @@ from plaudit.rewards.normalise import Running, normalised
 from plaudit.training import align
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob
+from plaudit.training.checkpoints import list_checkpoints
 from plaudit.training.folder import claimed
 from plaudit.training.results import TrainingResult
 from plaudit.training.trackers import read_metrics
@@ -273,6 +274,7 @@ def test_a_guard_stops_the_run_and_says_why(
         tokenizer_path,
         tmp_path,
         guards={"stop_kl": 0.05},
+        save_every=None,
         iterations=30,
         optimizer={"learning_rate": 3e-2},
         algorithm={"name": "rloo", "kl_coefficient": 0.0},
@@ -280,6 +282,7 @@ def test_a_guard_stops_the_run_and_says_why(
     result = run(config)
     assert result.stopped_by == "guard"
     assert 0 < result.steps < 30
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [result.steps]
     assert result.model_folder is not None
     assert result.exit_code == 0
     assert "past guards.stop_kl 0.05" in capsys.readouterr().err
