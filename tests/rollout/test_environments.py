@@ -48,6 +48,36 @@ class Script:
         return observations @ torch.tensor([100.0, 1.0])
 
 
+class Counter(Script):
+    """Remembers how many steps its episode has had, and hands that out as the option in force."""
+
+    def __init__(self, *actions):
+        super().__init__(*actions)
+        self.count = torch.zeros(len(actions), dtype=torch.int64)
+
+    def sample(self, observations, *, generator=None):
+        found = super().sample(observations)._replace(columns={"options": self.count.clone()})
+        self.count += 1
+        return found
+
+    def memory(self, num_rows):
+        return self.count
+
+    def end_episodes(self, ended):
+        self.count[ended] = 0
+
+
+def test_a_policy_with_a_memory_begins_every_episode_afresh_and_its_columns_are_kept():
+    policy = Counter([0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 1, 0])
+    collector = Collector(make_environments(Clock, 2))
+    found = collector.collect(policy, 3)
+    assert found.options.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert found.state.tolist() == [0, 0]
+    found = collector.collect(policy, 4)
+    assert found.state.tolist() == [3, 1]
+    assert found.options.tolist() == [[3, 0, 1, 2], [1, 2, 3, 0]]
+
+
 def test_terminations_and_truncations_are_kept_apart_by_hand():
     # Environment 0 is cut off at step 4; environment 1 terminates at step 2, and at the very step of its limit.
     policy = Script([0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 1])

@@ -1,13 +1,13 @@
 """What every algorithm offers, and the experience that it has prepared for its steps."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from plaudit.configs.algorithm import AlgorithmConfig
-from plaudit.rollout.trajectory import Trajectory
+from plaudit.rollout.trajectory import StepPolicy, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,47 @@ class Algorithm(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Coefficients, running baseline and counters: numbers alone. Policy and optimizer are saved by their owner."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        ...
+
+
+class TaskSizes(NamedTuple):
+    """What an agent has to know of an environment: `observation_size` (of vectors; discrete observations are one-hot
+    vectors of that size) and `num_actions`."""
+
+    observation_size: int
+    num_actions: int
+
+
+class Agent(Protocol):
+    """A learner in environments with few actions: it acts, is handed what came of it, and improves.
+
+    Every class that satisfies it is made by `Class(config, sizes: TaskSizes, *, total_steps: int, seed: int)`, where
+    `total_steps` is how many environment steps the run will have (schedules run over them).
+
+    Attributes:
+        policy: acts while learning, exploration included.
+        num_environments: `B`, how many environments it wants side by side.
+        num_steps: `T`, steps of each environment between two updates.
+    """
+
+    policy: StepPolicy
+    num_environments: int
+    num_steps: int
+
+    def greedy_policy(self) -> StepPolicy:
+        """Acts without exploration, for evaluation; a memory of its own where it has one."""
+        ...
+
+    def update(self, trajectory: Trajectory) -> dict[str, float]:
+        """Learn from the next `T` steps `[B, T]` of every environment; returns metrics."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer, schedules, replay and random state: tensors, numbers and strings alone."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

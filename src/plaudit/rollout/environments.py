@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from plaudit.rollout.token_mdp import TokenMDP
-from plaudit.rollout.trajectory import StepPolicy, Trajectory, new_trajectory
+from plaudit.rollout.trajectory import StatefulPolicy, StepPolicy, Trajectory, new_trajectory
 
 MakeEnvironment = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -115,13 +115,17 @@ class Collector:
         Returns:
             a trajectory `[B, T]` with `observations` and `next_observations` `[B, T, ...]`; where an episode ended,
             the latter is its final observation, not the first of the next episode. `values` and `next_values` are the
-            policy's.
+            policy's; `state` is the memory before the first step of a policy that has one (`StatefulPolicy`).
         """
         columns: dict[str, list[Tensor]] = {}
+        memory = policy.memory(self.environments.num_envs).clone() if isinstance(policy, StatefulPolicy) else None
         for _ in range(num_steps):
             drawn = policy.sample(self._observations, generator=self.generator)
             step = self._step(drawn.actions)
             step |= {"actions": drawn.actions, "behaviour_logprobs": drawn.logprobs, "values": drawn.values}
+            step |= drawn.columns or {}
+            if isinstance(policy, StatefulPolicy):
+                policy.end_episodes(step["terminated"] | step["truncated"])
             for name, tensor in step.items():
                 columns.setdefault(name, []).append(tensor)
         stacked = {name: torch.stack(tensors, 1) for name, tensors in columns.items()}
@@ -133,6 +137,7 @@ class Collector:
             next_values=policy.values(stacked["next_observations"]),
             continues=(~terminated).to(dtype),
             mask=torch.ones_like(terminated),
+            state=memory,
         )
 
     def _step(self, actions: Tensor) -> dict[str, Tensor]:

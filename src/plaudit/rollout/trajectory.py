@@ -1,8 +1,8 @@
 """The one representation of experience, for language tokens and control tasks alike, and what a policy has to offer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -189,11 +189,20 @@ def concatenate(trajectories: Sequence[Trajectory]) -> Trajectory:
 
 
 class Sampled(NamedTuple):
-    """What a policy does at one step: `actions [B]`, their `logprobs [B]`, `values [B]` (0 without a critic)."""
+    """What a policy does at one step.
+
+    Attributes:
+        actions: `[B]` int64.
+        logprobs: `[B]`, of these actions.
+        values: `[B]`, 0 without a critic.
+        columns: `[B, ...]` each, more of the step by the names of `Trajectory`'s optional fields (`behaviour_logits`,
+            `options`, `goals`); a collector writes them into the trajectory.
+    """
 
     actions: Tensor
     logprobs: Tensor
     values: Tensor
+    columns: Mapping[str, Tensor] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -221,4 +230,21 @@ class StepPolicy(Policy, Protocol):
 
     def values(self, observations: Tensor) -> Tensor:
         """`V(s)` of observations `[..., *shape]`, `[...]`; 0 without a critic."""
+        ...
+
+
+@runtime_checkable
+class StatefulPolicy(Protocol):
+    """What a policy with a memory (options in force, recurrent states) offers beside `StepPolicy`.
+
+    The memory belongs to the environments that the policy acts in, one row each; before the first step of a row, and
+    after its episode has ended, it is that of a fresh episode.
+    """
+
+    def memory(self, num_rows: int) -> Tensor:
+        """`[B, ...]`, what `sample` will go on from; recorded as `Trajectory.state`. A fresh one for new rows."""
+        ...
+
+    def end_episodes(self, ended: Tensor) -> None:
+        """Forget the rows `[B]` bool whose episode has ended."""
         ...
