@@ -32,8 +32,8 @@ class ActorCriticNetwork(nn.Module):
             raise ValueError(f"sizes must be at least 1, got {observation_size}, {num_actions}, {tuple(hidden)}")
         self.observation_size, self.num_actions = observation_size, num_actions
         generator = torch.Generator().manual_seed(seed)
-        self.actor = _perceptron((observation_size, *hidden, num_actions), 0.01, generator)
-        self.critic = _perceptron((observation_size, *hidden, 1), 1.0, generator)
+        self.actor = perceptron((observation_size, *hidden, num_actions), 0.01, generator)
+        self.critic = perceptron((observation_size, *hidden, 1), 1.0, generator)
 
     def logits(self, observations: Tensor) -> Tensor:
         """Observations `[..., O]` to logits `[..., A]`."""
@@ -46,7 +46,8 @@ class ActorCriticNetwork(nn.Module):
         return found
 
 
-def _perceptron(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.Sequential:
+def perceptron(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Linear layers of these sizes, input first, with tanh between them; orthogonal weights, the last by its gain."""
     layers: list[nn.Module] = []
     # Uninitialised, so that the global generator is not drawn from; every weight is set below.
     empty: Callable[..., nn.Linear] = partial(nn.utils.skip_init, nn.Linear)
