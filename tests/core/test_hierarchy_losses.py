@@ -186,8 +186,10 @@ def test_collapse_is_seen_both_ways():
     mixed, one = torch.arange(200).view(2, 100) % 4, torch.zeros(2, 100, dtype=torch.int64)
     often, seldom = torch.full((2, 100), 0.97), torch.full((2, 100), 0.1)
     healthy = option_metrics(mixed, seldom, mask, num_options=4)
-    assert healthy["usage_entropy"] == pytest.approx(1) and healthy["duration"] == pytest.approx(10)
-    assert healthy["collapsed"] == 0 and healthy["share_3"] == pytest.approx(0.25)
+    assert healthy["usage_entropy"] == pytest.approx(1)
+    assert healthy["duration"] == pytest.approx(10)
+    assert healthy["collapsed"] == 0
+    assert healthy["share_3"] == pytest.approx(0.25)
     assert option_metrics(one, seldom, mask, num_options=4)["collapsed"] == 1
     assert option_metrics(mixed, often, mask, num_options=4)["collapsed"] == 1
 
