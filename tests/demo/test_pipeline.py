@@ -56,6 +56,9 @@ def test_the_page_is_whole_and_self_contained(run: DemoRun) -> None:
     page = run.page.read_text()
     for title in ("Did it help?", "How good is the reward model?", "One letter and its replies", "What it took"):
         assert title in page
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert {"In short: the policies", "In short: the reward model"} <= set(titles)
+    assert len(set(titles)) == len(titles)
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\((?!#)""", page)
     assert run.file("accuracy.png").stat().st_size > 5_000
 

@@ -14,8 +14,9 @@ from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import LanguagePolicy, ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score, as_reward
 from plaudit.rewards.normalise import PerGroup, Running, normalised
+from plaudit.rollout.answering import answer_rows, sample_answers
 from plaudit.rollout.text_policy import TextPolicy
-from plaudit.rollout.text_rollout import Experience, collect_text
+from plaudit.rollout.text_rollout import Experience, answer_prompts, collect_text
 from plaudit.rollout.trajectory import Trajectory
 from tests.rollout.language_models import random_prompts, tiny_lm
 
@@ -208,6 +209,30 @@ def test_columns_reach_the_reward_and_prompts_keep_their_order(model: CausalLM) 
 
     collect(model, answers)
     assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_one_function_samples_for_every_job(model: CausalLM) -> None:
+    """Alignment, evaluation and `plaudit generate` give the same answers to the same prompts from the same draws."""
+    prompts = [PromptRecord(prompt=text, columns={"answer": text}) for text in ("alpha beta", "gamma")]
+    tokeniser = model.text_tokeniser()
+    ids = [tokeniser.prompt(each.prompt) for each in prompts]
+    found, samples = sample_answers(model, prompts, sampling=SAMPLING, samples_per_prompt=2)
+    assert [sample.completion for sample in samples] == [text.strip() for text in found.text]
+    assert [sample.columns["answer"] for sample in samples] == ["alpha beta"] * 2 + ["gamma"] * 2
+    assert [sample.finished for sample in samples] == found.finished
+    assert found.prompt_ids == ids
+    rows = answer_rows(model, [{"prompt": each.prompt} for each in prompts], samples_per_prompt=2, sampling=SAMPLING)
+    texts = [text for row in rows for text in row["completions"]]
+    assert texts == [sample.completion for sample in samples]
+    answers = answer_prompts(
+        TextPolicy(LanguagePolicy.build(model)),
+        as_reward(word_count),
+        prompts,
+        ids,
+        sampling=SAMPLING,
+        samples_per_prompt=2,
+    )
+    assert answers.samples == samples
 
 
 def test_gradients_of_micro_batches_add_up_to_those_of_one_piece(model: CausalLM) -> None:

@@ -1,6 +1,6 @@
 """What every algorithm offers, and the experience that it has prepared for its steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,6 +25,11 @@ class Prepared:
     advantages: Tensor
     returns: Tensor
     metrics: dict[str, float]
+
+    def to(self, device: torch.device | str) -> "Prepared":
+        """The same on `device`."""
+        moved = self.trajectory.to(device)
+        return replace(self, trajectory=moved, advantages=self.advantages.to(device), returns=self.returns.to(device))
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers alone, for a checkpoint in the middle of a batch."""

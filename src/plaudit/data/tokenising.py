@@ -194,6 +194,21 @@ class TextTokeniser:
             raise ValueError("an encoder has no prompt of its own; use group(prompt, completions)")
         return self._head + self._encode([self._template.prompt(self._clean_prompt(prompt))])[0]
 
+    def cut_prompt(self, ids: list[int], room: int) -> list[int]:
+        """The end of a prompt's ids, behind its bos token where it has one, in at most `room` tokens (counted).
+
+        Raises:
+            TextTooLongError: if there is no room for a token of the prompt.
+        """
+        if len(ids) <= room:
+            return ids
+        head = self._head_length(ids)
+        if room <= head:
+            raise TextTooLongError(f"there is room for {max(room, 0)} tokens of the prompt's {len(ids)}")
+        self.counts["prompts_truncated"] += 1
+        self.counts["prompt_tokens_dropped"] += len(ids) - room
+        return ids[:head] + ids[len(ids) - (room - head) :]
+
     def group(
         self, prompt: Prompt, completions: Sequence[str], *, cut_off: Sequence[bool] | None = None
     ) -> TokenisedGroup:

@@ -33,7 +33,7 @@ from plaudit.evaluation.reward import evaluate_reward
 from plaudit.models.causal_lm import CausalLM
 from plaudit.rewards.combine import combine
 from plaudit.rewards.normalise import Running, normalised
-from plaudit.rollout.generate import generate
+from plaudit.rollout.answering import sample_answers
 from plaudit.training import align, reward, sft
 from plaudit.training.messages import say
 from plaudit.training.results import TrainingResult
@@ -302,15 +302,13 @@ def num_heads(hidden_size: int) -> int:
 
 def _sample(run: DemoRun, model: CausalLM, prompts: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
     """`samples` answers to each prompt at temperature 1."""
-    tokeniser = model.text_tokeniser()
-    found = generate(
+    _, found = sample_answers(
         model,
-        model.tokenizer,
-        [tokeniser.prompt(prompt) for prompt in prompts],
+        [PromptRecord(prompt=prompt) for prompt in prompts],
         samples_per_prompt=samples,
         sampling=SamplingConfig(max_new_tokens=run.config.max_new_tokens, seed=seed),
     )
-    texts = [text.strip() for text in found.text]
+    texts = [each.completion for each in found]
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
 

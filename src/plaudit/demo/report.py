@@ -1,6 +1,8 @@
 """The demo's page: what PPO brought, the reward model beside the optimum, one ranking to read, both evaluations."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,14 +42,16 @@ def write_demo_report(run: "DemoRun") -> Path:
     bars, rows = accuracy_figure(run)
     bars.savefig(run.file("accuracy.png"), dpi=160, facecolor="white")
     run.comparison.plots["frontier"].figure.savefig(run.file("frontier.png"), dpi=160, facecolor="white")
+    policies, rewards = policy_sections(run.comparison), reward_sections(run.report)
+    twice = {section.title for section in policies} & {section.title for section in rewards}
     sections = [
         outcome_section(run),
-        *policy_sections(run.comparison),
+        *_retitled(policies, twice, "the policies"),
         headline_section(run, bars, rows),
         gold_section(run),
         example_section(run),
         time_section(run),
-        *reward_sections(run.report),
+        *_retitled(rewards, twice, "the reward model"),
     ]
     subtitle = "Letters to the shop of Puddle & Finch, ranked by five simulated annotators, one of them careless"
     path = run.file("report.html")
@@ -237,6 +241,11 @@ def time_section(run: "DemoRun") -> Section:
         ("command", f"plaudit demo --seed {run.config.seed}"),
     ]
     return Section("What it took", table(("what", "value"), rows))
+
+
+def _retitled(sections: Sequence[Section], twice: set[str], about: str) -> list[Section]:
+    """Sections of what could be a page of its own; a title that another page has too says what it is about."""
+    return [replace(each, title=f"{each.title}: {about}") if each.title in twice else each for each in sections]
 
 
 def _outcome(run: "DemoRun") -> tuple[Estimate, Estimate, Estimate, Estimate, Estimate]:

@@ -15,7 +15,7 @@ from plaudit.core.kl import kl_k1, kl_k3
 from plaudit.data.batching import fill_batches, fill_padded_batches
 from plaudit.data.fields import prompt_of
 from plaudit.data.packing import pack_groups
-from plaudit.data.records import Prompt, RecordError, prompt_text
+from plaudit.data.records import Prompt, PromptRecord, RecordError, prompt_text
 from plaudit.data.sources import iterate_rows
 from plaudit.data.splitting import split_group
 from plaudit.data.templates import as_messages
@@ -23,7 +23,8 @@ from plaudit.data.tokenising import TokenisedGroup
 from plaudit.evaluation.metrics import FloatArray
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import LanguagePolicy
-from plaudit.rollout.generate import GenerationResult, generate
+from plaudit.rollout.answering import sample_answers
+from plaudit.rollout.generate import GenerationResult
 
 WINDOW = 32
 """Prompts that are answered together."""
@@ -122,25 +123,23 @@ def answer_prompts(
     Raises:
         ValueError: for a prompt that leaves no room for an answer.
     """
-    tokeniser = model.text_tokeniser()
     kl_to = reference if reference is not None and comparable(model, reference, sampling) else None
     completions: list[list[str]] = []
     finished: list[list[bool | None]] = []
     measures: dict[str, list[FloatArray]] = {}
     for number, start in enumerate(range(0, len(prompts), WINDOW)):
-        window = prompts[start : start + WINDOW]
-        found = generate(
+        window = [PromptRecord(prompt=prompt) for prompt in prompts[start : start + WINDOW]]
+        found, answers = sample_answers(
             model,
-            model.tokenizer,
-            [tokeniser.prompt(prompt) for prompt in window],
+            window,
             samples_per_prompt=samples,
             sampling=sampling.model_copy(update={"seed": _seed(seed, name, number)}),
             max_rows=max_rows,
         )
         for row in range(len(window)):
-            own = slice(row * samples, (row + 1) * samples)
-            completions.append([text.strip() for text in found.text[own]])
-            finished.append(list(found.finished[own]))
+            own = answers[row * samples : (row + 1) * samples]
+            completions.append([answer.completion for answer in own])
+            finished.append([answer.finished for answer in own])
         for key, table in measure_answers(model, found, sampling.temperature, kl_to, token_budget).items():
             measures.setdefault(key, []).append(table)
         if progress is not None:

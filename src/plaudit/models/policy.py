@@ -12,6 +12,7 @@ from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.core.layout import PackedBatch
 from plaudit.models.aggregation import TokenSpans, token_spans
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.checkpointing import checkpoint_in_evaluation, enable_checkpointing
 from plaudit.models.probe import choose_path
 from plaudit.models.reward_model import RewardModel
 from plaudit.models.states import packed_states, padded_states, unwrap
@@ -172,6 +173,19 @@ class LanguagePolicy(nn.Module):
                 "start the critic from the policy"
             )
         return cls(language_model, Critic.from_reward_model(reward_model))
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations of policy and critic in the backward pass; in evaluation mode too, where they learn.
+
+        Raises:
+            ValueError: see `plaudit.models.checkpointing.checkpoint_in_evaluation`.
+        """
+        backbones = [self.language_model.model]
+        if self.critic is not None and self.critic.backbone is not None:
+            backbones.append(self.critic.backbone)
+        for backbone in backbones:
+            enable_checkpointing(backbone)
+            checkpoint_in_evaluation(backbone)
 
     def evaluate(self, batch: PackedBatch, temperature: float = 1.0) -> PolicyOutput:
         """Log-probabilities, entropies and values of every completion token, differentiable.

@@ -8,21 +8,25 @@ from plaudit.rewards.named import named_reward
 from plaudit.rewards.normalise import Normaliser, PerGroup, Ranks, Running, normalised, stored_of
 
 
-def build_reward(config: RewardsConfig) -> Reward:
+def build_reward(config: RewardsConfig, *, device: str | None = None) -> Reward:
     """A weighted sum whose parts are opened, normalised and limited as configured.
+
+    Args:
+        config: the parts.
+        device: where models run whose options do not say; None takes the accelerator where there is one.
 
     Raises:
         ValueError: for a part that cannot be built, or a stored spread where there is none.
     """
-    parts = {name: (_part(name, part), part.weight) for name, part in config.parts.items()}
+    parts = {name: (_part(name, part, device), part.weight) for name, part in config.parts.items()}
     reward: Reward = combine(parts, missing=config.missing)
     if config.normalise != "none":
         reward = normalised(reward, _normaliser(config.normalise))
     return reward if config.clip is None else clipped(reward, *config.clip)
 
 
-def _part(name: str, part: RewardPartConfig) -> Reward:
-    reward = named_reward(part.reward, name=name, options=part.options)
+def _part(name: str, part: RewardPartConfig, device: str | None) -> Reward:
+    reward = named_reward(part.reward, name=name, options=part.options, device=device)
     if part.normalise == "stored":
         if not isinstance(reward, ModelReward):
             raise ValueError(f"reward {name!r}: normalise: stored needs a reward model, not {part.reward!r}")

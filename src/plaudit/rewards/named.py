@@ -49,7 +49,9 @@ _ONE_TEXT = frozenset({"matches"})
 """Rules whose value is one text, with commas and equal signs in it."""
 
 
-def named_reward(text: str, *, name: str | None = None, options: Mapping[str, Any] | None = None) -> Reward:
+def named_reward(
+    text: str, *, name: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None
+) -> Reward:
     """A reward from what a user writes.
 
     Args:
@@ -57,6 +59,7 @@ def named_reward(text: str, *, name: str | None = None, options: Mapping[str, An
             or `RULE={"key": value, …}` (JSON); anything else is the folder or Hugging Face name of a reward model.
         name: its name in logs.
         options: more options of the rule, the model or the server, which win over those in the text.
+        device: where its model runs, if it has one and no option says otherwise; None takes the accelerator.
 
     Raises:
         ValueError: for an unknown rule or option, or a model that cannot be opened.
@@ -68,7 +71,7 @@ def named_reward(text: str, *, name: str | None = None, options: Mapping[str, An
         return RemoteReward(text, name=name or "remote", **more)
     rule, given, value = text.partition("=")
     if rule in RULES:
-        return _renamed(_build(rule, value if given else None, more), name)
+        return _renamed(_build(rule, value if given else None, more, device), name)
     near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.75)
     if given and not Path(text).exists():
         hint = f"; did you mean {near[0]}?" if near else "."
@@ -77,7 +80,7 @@ def named_reward(text: str, *, name: str | None = None, options: Mapping[str, An
         raise ValueError(f"reward {text!r} is neither a rule nor a folder; did you mean {near[0]}?")
     from plaudit.rewards.model import ModelReward
 
-    return ModelReward.from_pretrained(text, name=name, **more)
+    return ModelReward.from_pretrained(text, name=name, **{"device": device, **more})
 
 
 def rule_table() -> list[tuple[str, str, str]]:
@@ -90,10 +93,11 @@ def rule_table() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _build(rule: str, value: str | None, more: dict[str, Any]) -> Reward:
+def _build(rule: str, value: str | None, more: dict[str, Any], device: str | None) -> Reward:
     factory = RULES[rule]
     parameters = inspect.signature(factory).parameters
-    options = {**_options(rule, value, next(iter(parameters), "")), **more}
+    place = {"device": device} if device is not None and "device" in parameters else {}
+    options = {**place, **_options(rule, value, next(iter(parameters), "")), **more}
     known = list(parameters)
     for key in options:
         if key not in known:

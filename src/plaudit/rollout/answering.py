@@ -1,16 +1,67 @@
-"""Answers to prompts as text: what `plaudit generate` writes and `plaudit chat` says."""
+"""Answers to prompts as text: what rewards score, `plaudit generate` writes and `plaudit chat` says."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
+
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.fields import prompt_of
-from plaudit.data.records import Message, Prompt, RecordError
+from plaudit.data.records import Message, Prompt, PromptRecord, RecordError
 from plaudit.models.causal_lm import CausalLM
-from plaudit.rollout.generate import generate
+from plaudit.rewards.base import Sample
+from plaudit.rollout.generate import GenerationResult, generate
 from plaudit.rollout.stopping import decode
+
+
+def sample_answers(
+    model: CausalLM,
+    prompts: Sequence[PromptRecord],
+    *,
+    sampling: SamplingConfig,
+    samples_per_prompt: int = 1,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
+    generator: torch.Generator | None = None,
+    max_rows: int = 256,
+) -> tuple[GenerationResult, list[Sample]]:
+    """Answers as token ids and, in the same order, as what a reward reads: text without white space around it.
+
+    Alignment, evaluation, the demo and `plaudit generate` answer through this one function.
+
+    Args:
+        model: the language model, left in the mode it was in.
+        prompts: `P` prompts; their columns go into the samples.
+        sampling: how tokens are chosen.
+        samples_per_prompt: `K` answers each.
+        prompt_ids: the prompts as token ids; None tokenises them.
+        generator: draws the seed of all answers; None takes `sampling.seed`.
+        max_rows: most answers that are generated together.
+
+    Returns:
+        `P · K` answers, those of a prompt side by side.
+
+    Raises:
+        ValueError: for a prompt that leaves no room for an answer.
+    """
+    if prompt_ids is None:
+        tokeniser = model.text_tokeniser()
+        prompt_ids = [tokeniser.prompt(record.prompt) for record in prompts]
+    found = generate(
+        model,
+        model.tokenizer,
+        prompt_ids,
+        samples_per_prompt=samples_per_prompt,
+        sampling=sampling,
+        generator=generator,
+        max_rows=max_rows,
+    )
+    samples = [
+        Sample(prompts[index].prompt, text.strip(), finished, prompts[index].columns)
+        for index, text, finished in zip(found.prompt_index, found.text, found.finished, strict=True)
+    ]
+    return found, samples
 
 
 def read_prompts(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
@@ -62,15 +113,16 @@ def answer_rows(
     Returns:
         The rows with `completions`, `finished`, and `logprobs` where asked for.
     """
-    tokeniser, waiting, number = model.text_tokeniser(), iter(rows), 0
+    waiting, number = iter(rows), 0
     while batch := list(islice(waiting, window)):
-        prompts = [tokeniser.prompt(prompt_of(row["prompt"])) for row in batch]
+        prompts = [PromptRecord(prompt=prompt_of(row["prompt"])) for row in batch]
         seeded = sampling.model_copy(update={"seed": sampling.seed + number})
-        found = generate(model, model.tokenizer, prompts, samples_per_prompt=samples_per_prompt, sampling=seeded)
+        found, samples = sample_answers(model, prompts, samples_per_prompt=samples_per_prompt, sampling=seeded)
         number += 1
         for place, row in enumerate(batch):
             own = slice(place * samples_per_prompt, (place + 1) * samples_per_prompt)
-            answer = {"completions": [text.strip() for text in found.text[own]], "finished": found.finished[own]}
+            texts = [sample.completion for sample in samples[own]]
+            answer: dict[str, Any] = {"completions": texts, "finished": found.finished[own]}
             if logprobs:
                 answer["logprobs"] = [sum(values) for values in found.logprobs[own]]
             yield row | answer

@@ -13,7 +13,8 @@ from plaudit.models.policy import ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score
 from plaudit.rewards.normalise import without_updates
 from plaudit.rewards.spans import token_ends, token_rewards
-from plaudit.rollout.generate import GenerationResult, generate
+from plaudit.rollout.answering import sample_answers
+from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.trajectory import Trajectory, new_trajectory
 
@@ -50,7 +51,8 @@ class Experience:
     """What an update learns from.
 
     Attributes:
-        trajectory: `[B', T]`, the answers with a valid reward; `group_ids` are places in `prompt_ids`.
+        trajectory: `[B', T]`, the answers with a valid reward, where the policy is; `group_ids` are places in
+            `prompt_ids`.
         prompt_ids: `P` prompts as token ids.
         answers: everything that was sampled, the invalid included.
         entropy: `[B', T]`, of the policy's distribution at each token.
@@ -90,21 +92,16 @@ def answer_prompts(
     Returns:
         `P · K` answers.
     """
-    model = policy.policy.language_model
     started = time.perf_counter()
-    found = generate(
-        model,
-        model.tokenizer,
-        prompt_ids,
+    found, samples = sample_answers(
+        policy.policy.language_model,
+        prompts,
+        prompt_ids=prompt_ids,
         samples_per_prompt=samples_per_prompt,
         sampling=sampling,
         generator=generator,
     )
     sampled = time.perf_counter()
-    samples = [
-        Sample(prompts[index].prompt, text.strip(), finished, prompts[index].columns)
-        for index, text, finished in zip(found.prompt_index, found.text, found.finished, strict=True)
-    ]
     score = reward(samples)
     seconds = {"generation": sampled - started, "scoring": time.perf_counter() - sampled}
     return Answers(found, samples, score, seconds)
@@ -167,11 +164,12 @@ def collect_text(
         raise ValueError(f"none of {len(answers.samples)} answers has a valid reward ({why})")
     tokenizer = policy.policy.language_model.tokenizer
     trajectory = _trajectory(answers, valid.tolist(), tokenizer, missing_end_penalty)
-    started = time.perf_counter()
-    trajectory, entropy = _evaluated(policy, trajectory, reference)
-    seconds["evaluation"] = time.perf_counter() - started
     assert trajectory.group_ids is not None
     baselines = None if greedy is None else greedy[trajectory.group_ids]
+    started = time.perf_counter()
+    device = next(policy.policy.parameters()).device
+    trajectory, entropy = _evaluated(policy, trajectory.to(device), reference)
+    seconds["evaluation"] = time.perf_counter() - started
     return Experience(trajectory, policy.prompts, answers, entropy, baselines, seconds)
 
 

@@ -118,10 +118,8 @@ def prepare(
     split = read_run_prompts(config, prompts, held_out)
     counts = {"prompts": split.train_counts}
     device = pick_device(config.device)
-    scorer = open_reward(config, reward)
+    scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
-    if config.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable()
     reference = ReferencePolicy(language_model)
     settings = config.algorithm.resolved()
     critic = "none" if settings.baseline != "value" else ("separate" if config.critic == "auto" else config.critic)
@@ -129,6 +127,8 @@ def prepare(
     policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
     # Dropout stays off: the updates must see the policy that sampled.
     policy.eval()
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
     kept, ids = fitting_prompts(policy, split.train, split.train_counts, config)
     held: list[PromptRecord] = []
     held_ids: list[list[int]] = []
@@ -136,8 +136,9 @@ def prepare(
         counts["held-out prompts"] = split.held_out_counts
         held, held_ids = fitting_prompts(policy, split.held_out, split.held_out_counts, config)
     if not config.quiet:
-        for kind, count in counts.items():
-            say(f"{kind}: {count}")
+        for (kind, count), records in zip(counts.items(), (kept, held), strict=False):
+            different = f"; {len(records)} different ones" if len(records) != count.used else ""
+            say(f"{kind}: {count}{different}")
     optimizer = build_optimizer(policy, config.optimizer, head_prefixes=("critic.head",))
     text_policy = TextPolicy(
         policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
@@ -175,23 +176,28 @@ def run_iterations(
         )
         stop = stack.enter_context(StopRequest())
         stack.enter_context(progress)
-        if job.held_out and not state.evaluation:
-            evaluate(job, session, trackers, progress)
+
+        def asked_to_stop() -> str | None:
+            return stop.requested
+
         while state.step < config.iterations:
+            if (name := asked_to_stop()) is not None:
+                # Before the next answers are sampled, which may take minutes.
+                return break_off(session, trackers, name)
             factor = schedule_factor(config, state.step)
             set_learning_rate(session.optimizer, factor)
-            clock = time.perf_counter()
             if job.pending is None:
                 job.pending = job.collect(state.step)
             iteration = job.pending
-            updating = time.perf_counter()
+            if job.held_out and not state.evaluation:
+                # Not earlier: a reward's running scale knows nothing before the first answers.
+                evaluate(job, session, trackers, progress)
             going_on = True
             while going_on and iteration.done < len(iteration.plan):
-                if stop.requested:
-                    return break_off(session, trackers, str(stop.requested))
+                if (name := asked_to_stop()) is not None:
+                    return break_off(session, trackers, name)
                 going_on = job.take_step(iteration)
-            now = time.perf_counter()
-            metrics = {**job.finish(iteration), "time/update": now - updating, "time/iteration": now - clock}
+            metrics = job.finish(iteration)
             job.pending = None
             state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
             state.records += len(iteration.prompt_ids) * config.samples_per_prompt
@@ -266,8 +272,8 @@ def schedule_factor(config: AlignConfig, iteration: int) -> float:
     )
 
 
-def open_reward(config: AlignConfig, handed: Any = None) -> Reward:
-    """The reward of a run, configured or handed over.
+def open_reward(config: AlignConfig, handed: Any = None, *, device: str | None = None) -> Reward:
+    """The reward of a run, configured (and then on `device`) or handed over.
 
     Raises:
         ValueError: if there is none, or one in two places.
@@ -276,7 +282,7 @@ def open_reward(config: AlignConfig, handed: Any = None) -> Reward:
     if (wanted is None) == (handed is None):
         problem = "no reward is configured" if handed is None else "a reward is configured and one was handed over"
         raise ValueError(f"reward: {problem}; name one, for example --reward runs/reward/model")
-    return build_reward(wanted) if wanted is not None else as_reward(handed)
+    return build_reward(wanted, device=device) if wanted is not None else as_reward(handed)
 
 
 def reward_model_of(reward: Any) -> RewardModel:

@@ -1,5 +1,6 @@
 """What an alignment run works with: policy, reference, reward, algorithm, prompts; and one iteration of it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from plaudit.rewards.normalise import without_updates
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.text_rollout import Answers, Experience, collect_text
 from plaudit.training.align_guards import Guards
+from plaudit.training.messages import warn
 from plaudit.training.precision import autocast
 from plaudit.training.reading import RecordCounts
 
@@ -40,6 +42,8 @@ class Iteration:
         tokens: sampled tokens.
         temperature: at which they were sampled.
         taken: metrics of the steps of the plan that have been taken.
+        collecting: wall-clock seconds that the collection took.
+        updating: wall-clock seconds of the steps taken.
     """
 
     prepared: Prepared
@@ -50,6 +54,8 @@ class Iteration:
     tokens: int
     temperature: float
     taken: list[dict[str, float]] = field(default_factory=list)
+    collecting: float = 0.0
+    updating: float = 0.0
 
     @property
     def done(self) -> int:
@@ -61,9 +67,9 @@ class Iteration:
         return {**vars(self), "prepared": self.prepared.state()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Iteration":
-        """The iteration as it was saved."""
-        return cls(**{**state, "prepared": Prepared.from_state(state["prepared"])})
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "Iteration":
+        """The iteration as it was saved; checkpoints are read on the CPU, the steps go on where the policy is."""
+        return cls(**{**state, "prepared": Prepared.from_state(state["prepared"]).to(device)})
 
 
 @dataclass
@@ -121,6 +127,7 @@ class AlignJob:
 
     def collect(self, iteration: int) -> Iteration:
         """Sample, score, evaluate, and make the plan of the updates."""
+        started = time.perf_counter()
         config, chosen = self.config, self.chosen_prompts(iteration)
         temperature = config.temperature(iteration)
         self.text_policy.temperature = temperature
@@ -146,19 +153,26 @@ class AlignJob:
             metrics["temperature"] = temperature
         rows = sample_rows(found.answers, config.samples_logged)
         tokens = found.answers.generation.num_tokens
-        return Iteration(prepared, found.prompt_ids, plan, metrics, rows, tokens, temperature)
+        collecting = time.perf_counter() - started
+        return Iteration(prepared, found.prompt_ids, plan, metrics, rows, tokens, temperature, collecting=collecting)
 
     def take_step(self, iteration: Iteration) -> bool:
         """The next optimizer step of the plan; False if the algorithm wants no further one on this batch."""
+        started = time.perf_counter()
         self.text_policy.prompts, self.text_policy.temperature = iteration.prompt_ids, iteration.temperature
         with self.autocast():
             found = self.algorithm.step(iteration.prepared, iteration.plan[iteration.done])
         iteration.taken.append(found)
+        iteration.updating += time.perf_counter() - started
         return not self.algorithm.stop_early(found)
 
     def finish(self, iteration: Iteration) -> dict[str, float]:
-        """Adapt what is adapted; the metrics of the whole iteration."""
-        return self.algorithm.finish({**iteration.metrics, **combine_metrics(iteration.taken)})
+        """Adapt what is adapted; the metrics of the whole iteration, with its time before and after a break."""
+        seconds = {
+            "time/update": iteration.updating,
+            "time/iteration": iteration.collecting + iteration.updating,
+        }
+        return self.algorithm.finish({**iteration.metrics, **combine_metrics(iteration.taken)}) | seconds
 
     def evaluate(self, iteration: int) -> dict[str, float]:
         """Reward, divergence, entropy and length on the held-out prompts, by the same random numbers every time.
@@ -195,10 +209,15 @@ class AlignJob:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.algorithm.load_state_dict(state["algorithm"])
+        # A reward that is handed over is no part of the configuration, whose changes are noticed elsewhere.
+        if bool(state["reward"]) != bool(getattr(self.reward, "state_dict", dict)()):
+            raise ValueError(
+                "the reward of the saved run and that of this one differ: one keeps a running state, the other none"
+            )
         if state["reward"]:
             self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
         self.guards.load_state_dict(state["guards"])
-        self.pending = None if state["pending"] is None else Iteration.from_state(state["pending"])
+        self.pending = None if state["pending"] is None else Iteration.from_state(state["pending"], self.device)
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.prompts), generator=self.generator("order", epoch))
@@ -267,8 +286,8 @@ def fitting_prompts(
     ids: list[list[int]] = []
     for number, record in enumerate(prompts):
         found = tokeniser.prompt(record.prompt)
-        if config.model.too_long == "truncate_prompt":
-            found = found[-max(longest, 1) :]
+        if config.model.too_long == "truncate_prompt" and longest > 1:
+            found = tokeniser.cut_prompt(found, longest)
         if len(found) <= longest:
             kept.append(record)
             ids.append(found)
@@ -282,4 +301,10 @@ def fitting_prompts(
         counts.used -= 1
     if not kept:
         raise ValueError(f"no prompt is left to answer: {counts}")
+    if cut := tokeniser.counts["prompts_truncated"]:
+        dropped = tokeniser.counts["prompt_tokens_dropped"]
+        warn(
+            f"{cut} of {len(kept)} prompts lost tokens on the left, {dropped} in all, to leave room for "
+            f"sampling.max_new_tokens {limit}"
+        )
     return kept, ids
