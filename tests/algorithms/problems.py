@@ -1,8 +1,11 @@
-"""What the tests of algorithms share: expectations by enumeration."""
+"""What the tests of algorithms share: expectations by enumeration, and an environment that is solved at once."""
 
 import itertools
 
+import gymnasium
+import numpy as np
 import torch
+from gymnasium import spaces
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.algorithm import AlgorithmConfig
@@ -36,3 +39,21 @@ TINY = {"vocabulary": 3, "max_length": 2}
 def random_logits(mdp, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(mdp.reference_logprobs.shape, generator=generator, dtype=torch.float64)
+
+
+class Echo(gymnasium.Env):
+    """Pays 1 for the action that equals the observation; every episode is cut off after 8 steps."""
+
+    states, limit = 4, 8
+    observation_space = spaces.Discrete(4)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.state = 0, int(self.np_random.integers(self.states))
+        return np.int64(self.state), {}
+
+    def step(self, action):
+        paid = float(int(action) == self.state)
+        self.time, self.state = self.time + 1, int(self.np_random.integers(self.states))
+        return np.int64(self.state), paid, False, self.time >= self.limit, {}

@@ -1,10 +1,8 @@
 """Learning by playing: an environment whose optimum is known at once, and CartPole with published settings (slow)."""
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.control import learn
@@ -13,25 +11,9 @@ from plaudit.models.control import ActorCriticNetwork
 from plaudit.rollout.control import ControlPolicy
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
 from studies.control import train
+from tests.algorithms.problems import Echo
 
-STATES, LIMIT = 4, 8
-
-
-class Echo(gymnasium.Env):
-    """Pays 1 for the action that equals the observation; every episode is cut off after 8 steps."""
-
-    observation_space = spaces.Discrete(STATES)
-    action_space = spaces.Discrete(STATES)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time, self.state = 0, int(self.np_random.integers(STATES))
-        return np.int64(self.state), {}
-
-    def step(self, action):
-        paid = float(int(action) == self.state)
-        self.time, self.state = self.time + 1, int(self.np_random.integers(STATES))
-        return np.int64(self.state), paid, False, self.time >= LIMIT, {}
+STATES, LIMIT = Echo.states, Echo.limit
 
 
 def agent(seed=0, rate=0.02, **options):

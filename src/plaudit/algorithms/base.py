@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.base import Config
 from plaudit.rollout.trajectory import StepPolicy, Trajectory
 
 
@@ -55,16 +55,19 @@ class Algorithm(Protocol):
     """Experience in, a better policy out. `update` is the other methods, one after the other.
 
     Attributes:
-        config: what it was built from.
         needs_critic: whether the trajectory's `values` and the policy's have to be a critic's.
         needs_groups: whether each prompt needs two or more answers.
         needs_greedy: whether `prepare` wants the return of the greedy answer to each row's prompt.
     """
 
-    config: AlgorithmConfig
     needs_critic: bool
     needs_groups: bool
     needs_greedy: bool
+
+    @property
+    def config(self) -> Config:
+        """What it was built from."""
+        ...
 
     def prepare(self, trajectory: Trajectory, *, baselines: Tensor | None = None) -> Prepared:
         """Rewards with the penalty in them, advantages and returns; `baselines [B]` are greedy returns."""
@@ -116,17 +119,23 @@ class Agent(Protocol):
     `total_steps` is how many environment steps the run will have (schedules run over them).
 
     Attributes:
-        policy: acts while learning, exploration included.
         num_environments: `B`, how many environments it wants side by side.
         num_steps: `T`, steps of each environment between two updates.
     """
 
-    policy: StepPolicy
+    @property
+    def policy(self) -> StepPolicy:
+        """Acts while learning, exploration included."""
+        ...
+
     num_environments: int
     num_steps: int
 
     def greedy_policy(self) -> StepPolicy:
-        """Acts without exploration, for evaluation; a memory of its own where it has one."""
+        """Acts without exploration, for evaluation; a memory of its own where it has one.
+
+        It is an `nn.Module` whose state dict is all that acting needs: that is what a saved agent holds.
+        """
         ...
 
     def update(self, trajectory: Trajectory) -> dict[str, float]:
@@ -134,7 +143,10 @@ class Agent(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, schedules, replay and random state: tensors, numbers and strings alone."""
+        """Weights, optimizer, schedules, replay and random state: tensors, numbers and strings alone.
+
+        Not a policy's memory of episodes under way: environments begin anew when a run goes on.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,15 +1,26 @@
 """An algorithm from its configuration."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from plaudit.algorithms.base import Algorithm
 from plaudit.algorithms.updating import PolicyGradient
+from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.base import Config
+from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.rollout.trajectory import Policy
+
+ALGORITHMS: Mapping[type[Config], Callable[..., Algorithm]] = {
+    AlgorithmConfig: PolicyGradient,
+    PolicyGradientConfig: PolicyGradient,
+}
+"""What each configuration makes: `Class(config, policy, optimizer, *, max_gradient_norm, total_updates)`."""
 
 
 def build_algorithm(
-    config: AlgorithmConfig,
+    config: AlignAlgorithm,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     *,
@@ -29,8 +40,8 @@ def build_algorithm(
     Raises:
         ValueError: if the clip follows a schedule over a run of unknown length, or a limit is not positive.
     """
-    if config.resolved().clip_schedule != "constant" and total_updates is None:
-        raise ValueError("clip_schedule: linear needs total_updates, the number of updates of the run")
     if max_gradient_norm is not None and not max_gradient_norm > 0:
         raise ValueError(f"max_gradient_norm must be positive, got {max_gradient_norm}")
-    return PolicyGradient(config, policy, optimizer, max_gradient_norm=max_gradient_norm, total_updates=total_updates)
+    return ALGORITHMS[type(config)](
+        config, policy, optimizer, max_gradient_norm=max_gradient_norm, total_updates=total_updates
+    )

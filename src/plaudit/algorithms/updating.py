@@ -45,6 +45,8 @@ class PolicyGradient:
         """See `plaudit.algorithms.build.build_algorithm`."""
         self.config = config
         self.settings = config.resolved()
+        if self.settings.clip_schedule != "constant" and total_updates is None:
+            raise ValueError("clip_schedule: linear needs total_updates, the number of updates of the run")
         self.policy = policy
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm

@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sft": ("plaudit.cli.sft:sft", "Supervised fine-tuning on demonstrations."),
     "reward": ("plaudit.cli.reward:reward", "Train a reward model from human judgements."),
     "align": ("plaudit.cli.align:align", "Improve a language model against a reward: PPO, RLOO, GRPO and others."),
+    "gym": ("plaudit.cli.gym:gym", "Train an agent in a Gymnasium environment, or evaluate a saved one."),
     "evaluate reward": ("plaudit.cli.evaluate:reward", "Measure a reward model: accuracy, calibration, floors."),
     "evaluate policy": ("plaudit.cli.evaluate:policy", "Measure an aligned model against the one it started from."),
     "score": ("plaudit.cli.score:score", "Score completions from standard input, in order, in constant memory."),
@@ -91,7 +92,7 @@ def build_app() -> App:
     return app
 
 
-CONFIGURED_VERBS = frozenset({"sft", "reward", "align", "evaluate reward", "evaluate policy", "demo"})
+CONFIGURED_VERBS = frozenset({"sft", "reward", "align", "gym", "evaluate reward", "evaluate policy", "demo"})
 """The verbs whose help page and flags come from a configuration class (`plaudit.cli.verb.run_verb`)."""
 
 

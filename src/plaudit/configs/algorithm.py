@@ -179,7 +179,7 @@ class AlgorithmConfig(Config):
             own.pop("gae_lambda", None)
             own.pop("num_steps", None)
         chosen |= own
-        chosen |= {key: value for key in type(self).model_fields if (value := getattr(self, key)) is not None}
+        chosen |= {key: value for key in AlgorithmConfig.model_fields if (value := getattr(self, key)) is not None}
         critic = chosen["baseline"] == "value"
         clipped = chosen["surrogate"] in ("clip", "both")
         clip_low = chosen.get("clip_low", 0.2) if clipped else float("inf")
@@ -205,6 +205,26 @@ class AlgorithmConfig(Config):
         if settings["kl_placement"] == "none":
             settings["kl_coefficient"] = 0.0
         return AlgorithmSettings(**settings)
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a value is learned beside the policy."""
+        return self.resolved().baseline == "value"
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether each prompt needs two or more answers."""
+        return self.resolved().baseline in GROUP_BASELINES
+
+    @property
+    def passes(self) -> int:
+        """How often each batch of experience is learned from."""
+        return self.resolved().epochs
+
+    @property
+    def least_prompts(self) -> int:
+        """How many prompts a batch must have, so that each minibatch gets one."""
+        return self.resolved().minibatches
 
     @model_validator(mode="after")
     def _check(self) -> "AlgorithmConfig":

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
+from plaudit.configs.agents import AlignAlgorithm
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.generation import SamplingConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
@@ -45,7 +46,7 @@ class AlignConfig(RunConfig):
     missing_end_penalty: float = Field(default=1.0, ge=0)
     """Taken off the (scaled) reward of an answer that reaches the token limit without an end."""
 
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: AlignAlgorithm = AlgorithmConfig()
     """The algorithm and its options."""
     critic: Literal["auto", "separate", "shared"] = "auto"
     """Where an algorithm learns a value: a model of its own (`separate`, `auto`) or a head on the policy (`shared`)."""
@@ -113,18 +114,18 @@ class AlignConfig(RunConfig):
                 f"sampling.{filtered[0]}: answers would not be samples of the policy, so its gradient would be wrong; "
                 "leave it out, or set allow_filtered_sampling: true"
             )
-        settings = self.algorithm.resolved()
-        if settings.baseline in GROUP_BASELINES and self.samples_per_prompt < 2:
+        algorithm = self.algorithm
+        if algorithm.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(
-                f"baseline {settings.baseline} compares answers to one prompt: samples_per_prompt must be ≥ 2"
+                f"algorithm {algorithm.name} compares answers to one prompt: samples_per_prompt must be ≥ 2"
             )
-        if settings.baseline != "value" and (self.critic != "auto" or self.critic_start != "policy"):
-            raise ValueError(f"critic: {self.algorithm.name} with baseline {settings.baseline} has no learned value")
+        if not algorithm.needs_critic and (self.critic != "auto" or self.critic_start != "policy"):
+            raise ValueError(f"critic: algorithm {algorithm.name} as it is set has no learned value")
         if self.critic == "shared" and self.critic_start == "reward":
             raise ValueError("critic_start: reward is for critic: separate; a shared one reads the policy's states")
-        if self.prompts_per_iteration < settings.minibatches:
+        if self.prompts_per_iteration < algorithm.least_prompts:
             raise ValueError(
-                f"algorithm.minibatches: {settings.minibatches} of {self.prompts_per_iteration} prompts: answers to "
+                f"algorithm.minibatches: {algorithm.least_prompts} of {self.prompts_per_iteration} prompts: answers to "
                 "one prompt stay together, so there must be at least as many prompts"
             )
         return self

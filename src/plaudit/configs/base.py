@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -75,7 +75,8 @@ def load_config(
         layers.append(overrides if isinstance(overrides, Layer) else _mapping_layer(overrides))
     merged = Layer()
     for layer in layers:
-        merged = Layer(merge_values(merged.values, layer.values), merged.places | layer.places)
+        values = expand_names(cls, layer.values)
+        merged = Layer(merge_values(merged.values, values, cls), merged.places | layer.places)
     try:
         return cls.model_validate(merged.values)
     except ValidationError as error:
@@ -86,8 +87,9 @@ def _nested_defaults(config: type[Config] | Config) -> dict[str, Any]:
     """What default instances of nested configurations set themselves.
 
     Without it a file that changes one key of a nested configuration would silently lose the others that the parent's
-    default had set: pydantic builds the nested one anew from its own class. `kind` is always among them, so that a
-    layer may change one key of the default kind without naming it.
+    default had set: pydantic builds the nested one anew from its own class. What tells the members of a union apart
+    (`kind`, or the field's `discriminator`) is always among them, so that a layer may change one key of the default
+    member without naming it.
     """
     values: dict[str, Any] = {}
     fields = type(config).model_fields if isinstance(config, Config) else config.model_fields
@@ -97,7 +99,8 @@ def _nested_defaults(config: type[Config] | Config) -> dict[str, Any]:
         else:
             value = info.default if info.default_factory is None else None
         if isinstance(value, Config):
-            if nested := _nested_defaults(value):
+            tag = info.discriminator if isinstance(info.discriminator, str) else None
+            if nested := ({tag: getattr(value, tag)} if tag else {}) | _nested_defaults(value):
                 values[name] = nested
         elif isinstance(config, Config) and (name in config.model_fields_set or name == "kind"):
             values[name] = value
@@ -109,22 +112,71 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def merge_values(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+def merge_values(base: Mapping[str, Any], update: Mapping[str, Any], cls: type[Config] | None = None) -> dict[str, Any]:
     """`update` laid over `base`: nested mappings are merged key by key, everything else is replaced.
 
-    Where both sides name a different `kind`, the update replaces the whole mapping: the keys of one kind mean
-    nothing to another.
+    Where the two sides name different members of a union, the update replaces the whole mapping, since the keys of one
+    mean nothing to another: different `kind`s, or (where `cls` says what the keys are) `name`s of different classes.
     """
     merged = dict(base)
     for key, value in update.items():
         old = merged.get(key)
-        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping) and _kinds_agree(old, value)
-        merged[key] = merge_values(old, value) if same_kind and isinstance(old, Mapping) else value
+        if not (isinstance(old, Mapping) and isinstance(value, Mapping) and _kinds_agree(old, value)):
+            merged[key] = value
+            continue
+        info = None if cls is None else cls.model_fields.get(key)
+        members = [] if info is None else nested_configs(info.annotation)
+        tag = None if info is None else info.discriminator
+        if isinstance(tag, str) and tag in old:
+            member = _member_called(members, tag, old[tag])
+            if member is not _member_called(members, tag, value.get(tag, old[tag])):
+                merged[key] = value
+                continue
+            members = [] if member is None else [member]
+        merged[key] = merge_values(old, value, members[0] if len(members) == 1 else None)
     return merged
 
 
 def _kinds_agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "kind" not in old or "kind" not in new or old["kind"] == new["kind"]
+
+
+def _member_called(members: Sequence[type[Config]], tag: str, name: Any) -> type[Config] | None:
+    return next((member for member in members if name in names_of(member, tag)), None)
+
+
+def names_of(cls: type[Config], key: str) -> tuple[Any, ...]:
+    """The values that a `Literal` field admits; none where there is no such field."""
+    info = cls.model_fields.get(key)
+    return get_args(info.annotation) if info is not None and get_origin(info.annotation) is Literal else ()
+
+
+def naming_key(annotation: Any) -> str | None:
+    """`name` or `kind`, where every alternative of a field is a configuration that is known by that key, else None.
+
+    A plain word then stands for the whole configuration: `algorithm: dqn` is `algorithm: {name: dqn}`.
+    """
+    members = [member for member in union_members(annotation) if member is not types.NoneType]
+    configs = nested_configs(annotation)
+    if not configs or len(configs) != len(members):
+        return None
+    return next((key for key in ("name", "kind") if all(names_of(each, key) for each in configs)), None)
+
+
+def expand_names(cls: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which a plain word for a whole configuration has become `{name: word}` (see `naming_key`)."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        info = cls.model_fields.get(key)
+        nested = [] if info is None else nested_configs(info.annotation)
+        word = naming_key(info.annotation) if info is not None and isinstance(value, str) else None
+        if word is not None:
+            found[key] = {word: value}
+        elif isinstance(value, Mapping) and len(nested) == 1:
+            found[key] = expand_names(nested[0], value)
+        else:
+            found[key] = value
+    return found
 
 
 def read_yaml_layer(path: Path) -> Layer:
@@ -222,9 +274,11 @@ def _describe_errors(cls: type[Config], error: ValidationError, merged: Layer) -
     messages: dict[tuple[str, str], list[str]] = {}
     for fault in error.errors():
         path, value = _path_in_values(fault["loc"], merged.values)
+        if fault["type"] == "union_tag_invalid":
+            path = (*path, str(fault["ctx"]["discriminator"]).strip("'"))
         place = next((merged.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in merged.places), "")
         key = ".".join(str(part) for part in path)
-        text = _describe_fault(cls, fault["type"], fault["msg"], key, value)
+        text = _describe_fault(cls, fault, key, value)
         alternatives = messages.setdefault((place, key), [])
         if text not in alternatives:
             alternatives.append(text)
@@ -251,14 +305,22 @@ def _path_in_values(location: tuple[int | str, ...], values: Any) -> tuple[KeyPa
     return tuple(path), values
 
 
-def _describe_fault(cls: type[Config], kind: str, message: str, key: str, value: Any) -> str:
+def _describe_fault(cls: type[Config], fault: Any, key: str, value: Any) -> str:
+    kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
         near = suggest_key(cls, key)
         if near == key:
-            return f"this key belongs to another kind; set {key.rpartition('.')[0]}.kind to the kind that has it"
+            parent = key.rpartition(".")[0]
+            tag = "name" if f"{parent}.name" in config_keys(cls) else "kind"
+            return f"this key belongs to another {tag}; set {parent}.{tag} to the {tag} that has it"
         return "unknown key; " + (f"did you mean '{near}'?" if near else f"known keys: {', '.join(cls.model_fields)}")
     if kind == "missing":
         return f"required but not given: write it in a YAML file or pass --{key.replace('_', '-')}"
+    if kind == "union_tag_invalid":
+        known = [word.strip(" '") for word in fault["ctx"]["expected_tags"].split(",")]
+        close = difflib.get_close_matches(fault["ctx"]["tag"], known, n=1, cutoff=0.6)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"there is no '{fault['ctx']['tag']}'; {hint}it is one of {', '.join(known)}"
     message = " ".join(message.removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
     if kind in ("value_error", "assertion_error"):
         return message

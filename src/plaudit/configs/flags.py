@@ -11,7 +11,16 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from plaudit.configs.base import Config, ConfigError, Layer, merge_values, nested_configs, suggest_key, union_members
+from plaudit.configs.base import (
+    Config,
+    ConfigError,
+    Layer,
+    merge_values,
+    naming_key,
+    nested_configs,
+    suggest_key,
+    union_members,
+)
 
 _TRUE, _FALSE, _NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null", "~"}
 _LISTS = (list, tuple, set, frozenset, Sequence)
@@ -24,8 +33,9 @@ def parse_flags(cls: type[Config], tokens: Sequence[str], *, positional: str | N
     `--key value` and `--key=value` set a field; hyphens and underscores are the same; dots reach into nested
     configurations and free mappings. A switch (`bool`) needs no value and has a `--no-` form. A list field takes one
     value per flag, and the flag may be repeated, or a YAML list: `--data '[a, b]'`. A nested configuration takes
-    `None`, a YAML mapping, or nothing (its defaults). Words that are no flags are YAML files when they end in `.yaml`
-    or `.yml`; others go to the field that `positional` names. After `--` every word is one of these.
+    `None`, a YAML mapping, or nothing (its defaults); one that is known by a name takes that: `--algorithm dqn`. Words
+    that are no flags are YAML files when they end in `.yaml` or `.yml`; others go to the field that `positional` names.
+    After `--` every word is one of these.
 
     Args:
         cls: the configuration class that says which flags exist.
@@ -153,6 +163,8 @@ def _value(annotation: Any, text: str, flag: str) -> Any:
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{flag}: '{text}' is not YAML: {' '.join(str(error).split())}") from None
+    if (key := naming_key(annotation)) is not None:
+        return {key: text}
     return text
 
 

@@ -2,14 +2,14 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from plaudit.configs.base import Config, nested_configs, union_members
+from plaudit.configs.base import Config, names_of, nested_configs, union_members
 
 REQUIRED = "(required)"
 
@@ -39,7 +39,10 @@ def key_references(cls: type[Config], prefix: str = "", defaults: Config | None 
         if not is_group:
             constraints = ", ".join(filter(None, (_constraint(item) for item in info.metadata)))
             kind = type_text(info.annotation) + (f" ({constraints})" if constraints else "")
-            yield KeyReference(prefix + name, kind, _text(default), " ".join((info.description or "").split()))
+            yield KeyReference(prefix + name, kind, _text(default), _meaning(info))
+        if isinstance(info.discriminator, str):
+            yield from _named_references(nested, info.discriminator, f"{prefix}{name}.", default)
+            continue
         seen: set[str] = set()
         for member in nested:
             instance = default if isinstance(default, member) else None
@@ -47,6 +50,26 @@ def key_references(cls: type[Config], prefix: str = "", defaults: Config | None 
                 if reference.key not in seen:
                     seen.add(reference.key)
                     yield reference
+
+
+def _named_references(members: list[type[Config]], tag: str, prefix: str, default: Any) -> Iterator[KeyReference]:
+    """Keys of configurations that are told apart by a name: the name, then each key with the names that have it.
+
+    A key that several have with the same default and meaning stands once.
+    """
+    names = {member: [str(name) for name in names_of(member, tag)] for member in members}
+    meanings = [_meaning(member.model_fields[tag]) for member in members]
+    every = " or ".join(name for known in names.values() for name in known)
+    chosen = getattr(default, tag) if isinstance(default, Config) else PydanticUndefined
+    yield KeyReference(prefix + tag, every, _text(chosen), " ".join(meanings))
+    rows: dict[KeyReference, list[str]] = {}
+    for member in members:
+        instance = default if isinstance(default, member) else None
+        for reference in key_references(member, prefix, instance):
+            if reference.key != prefix + tag:
+                rows.setdefault(reference, []).extend(names[member])
+    for reference, having in rows.items():
+        yield replace(reference, meaning=f"({', '.join(having)}) {reference.meaning}")
 
 
 def markdown_table(cls: type[Config]) -> str:
@@ -77,6 +100,10 @@ def type_text(annotation: Any) -> str:
         else:
             texts.append(words.get(member, getattr(member, "__name__", str(member))))
     return " or ".join(dict.fromkeys(texts))
+
+
+def _meaning(info: FieldInfo) -> str:
+    return " ".join((info.description or "").split())
 
 
 def _default(info: FieldInfo) -> Any:

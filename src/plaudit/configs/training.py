@@ -67,8 +67,8 @@ class RecordsConfig(Config):
     """What must not stand on both sides of that split: the first user turn, or also the record's group."""
 
 
-class RunConfig(RecordsConfig):
-    """What every job that moves weights shares: where it writes, how it steps, how it computes, when it saves."""
+class FolderConfig(Config):
+    """What every job shares that learns for a while: its folder, its seed, what it shows and keeps."""
 
     output: Path = Path("runs/training")
     """Folder of the run: `model/`, `checkpoints/`, `metrics.jsonl`, `configuration.yaml`, `result.json`."""
@@ -78,24 +78,9 @@ class RunConfig(RecordsConfig):
     """Go on from the last good checkpoint in `output`; starts at the beginning where there is none."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of the data, dropout and sampling; `model.seed` decides random weights."""
-
-    tokens_per_micro_batch: int = Field(default=8192, gt=0)
-    """Token budget of one forward pass, which bounds memory; a step takes as many passes as it needs. It does not
-    change what is computed, only in how many pieces: completions of a record that is longer go through one part after
-    the other, which costs another forward; one completion that is longer goes alone."""
-
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Optimizer, rates, schedule, clipping."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """`bf16` runs the backbone's products in bfloat16; weights, head and loss stay in float32."""
-    device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
     threads: Literal["auto"] | PositiveInt = "auto"
     """Threads that share an operation on the CPU. `auto` is what torch takes (`OMP_NUM_THREADS`, else one per core),
     but no more than this process may use: in a container with a quota of two processors on a machine of 64, two."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, far less memory."""
-
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations on held-out records; None: once at the end of every epoch."""
     save_every: int | None = Field(default=None, gt=0)
@@ -112,11 +97,33 @@ class RunConfig(RecordsConfig):
     """Print no progress and no notes; warnings still appear."""
 
     @model_validator(mode="after")
+    def _check_folder(self) -> "FolderConfig":
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite throws it away: give one of them")
+        return self
+
+
+class RunConfig(FolderConfig, RecordsConfig):
+    """What every job that moves weights shares: where it writes, how it steps, how it computes, when it saves."""
+
+    tokens_per_micro_batch: int = Field(default=8192, gt=0)
+    """Token budget of one forward pass, which bounds memory; a step takes as many passes as it needs. It does not
+    change what is computed, only in how many pieces: completions of a record that is longer go through one part after
+    the other, which costs another forward; one completion that is longer goes alone."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer, rates, schedule, clipping."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the backbone's products in bfloat16; weights, head and loss stay in float32."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, far less memory."""
+
+    @model_validator(mode="after")
     def _check_run(self) -> "RunConfig":
         if self.held_out and self.held_out_fraction is not None:
             raise ValueError("give held_out (files) or held_out_fraction (a share of data), not both")
-        if self.resume and self.overwrite:
-            raise ValueError("resume goes on with a run and overwrite throws it away: give one of them")
         return self
 
 

@@ -53,6 +53,11 @@ class ControlPolicy(nn.Module):
         return Evaluation(chosen, categorical_entropy(logprobs), self.network.values(seen))
 
     def _vectors(self, observations: Tensor) -> Tensor:
-        if observations.is_floating_point():
-            return observations
-        return nn.functional.one_hot(observations, self.network.observation_size).to(torch.get_default_dtype())
+        return observation_vectors(observations, self.network.observation_size)
+
+
+def observation_vectors(observations: Tensor, size: int) -> Tensor:
+    """Observations `[..., O]` as they are; discrete ones `[...]` int64 as one-hot vectors `[..., size]`."""
+    if observations.is_floating_point():
+        return observations
+    return nn.functional.one_hot(observations, size).to(torch.get_default_dtype())

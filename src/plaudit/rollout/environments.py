@@ -59,6 +59,8 @@ class TokenMDPEnvironment(gymnasium.Env[np.int64, np.int64]):
 def make_environments(name: str | MakeEnvironment, num_environments: int, **options: Any) -> SyncVectorEnv:
     """Several copies of an environment side by side, reset in the same step in which they end.
 
+    `Box` observations of more or fewer than one dimension, such as pictures, come as one vector.
+
     Args:
         name: a name that Gymnasium knows, such as `CartPole-v1`, or a function that makes one environment.
         num_environments: `B`.
@@ -70,7 +72,14 @@ def make_environments(name: str | MakeEnvironment, num_environments: int, **opti
     """
     if num_environments < 1:
         raise ValueError(f"num_environments must be at least 1, got {num_environments}")
-    make = name if callable(name) else lambda: gymnasium.make(name, **options)
+    plain = name if callable(name) else lambda: gymnasium.make(name, **options)
+
+    def make() -> gymnasium.Env[Any, Any]:
+        environment = plain()
+        seen = environment.observation_space
+        flat = isinstance(seen, spaces.Box) and len(seen.shape) != 1
+        return gymnasium.wrappers.FlattenObservation(environment) if flat else environment
+
     environments = SyncVectorEnv([make] * num_environments, autoreset_mode=AutoresetMode.SAME_STEP)
     seen, done = environments.single_observation_space, environments.single_action_space
     if not isinstance(seen, spaces.Box | spaces.Discrete) or not isinstance(done, spaces.Discrete):
@@ -103,8 +112,11 @@ class Collector:
                 "(SAME_STEP), or the step after every end would be counted as an action"
             )
         self.generator = torch.Generator().manual_seed(self.seed)
+        done = self.environments.single_action_space
+        # Gymnasium lets discrete spaces begin at any number; here they begin at 0.
+        self._first_action = int(done.start) if isinstance(done, spaces.Discrete) else 0
         observations, _ = self.environments.reset(seed=self.seed)
-        self._observations = as_observations(observations)
+        self._observations = self._seen(observations)
         self._returns = np.zeros(self.environments.num_envs)
         self._lengths = np.zeros(self.environments.num_envs, dtype=np.int64)
 
@@ -142,12 +154,13 @@ class Collector:
 
     def _step(self, actions: Tensor) -> dict[str, Tensor]:
         before = self._observations
-        observations, rewards, terminated, truncated, infos = self.environments.step(actions.cpu().numpy())
+        chosen = actions.cpu().numpy() + self._first_action
+        observations, rewards, terminated, truncated, infos = self.environments.step(chosen)
         ended = terminated | truncated
-        after = as_observations(observations)
+        after = self._seen(observations)
         final = after.clone()
         for place in np.flatnonzero(ended):
-            final[place] = as_observations(np.asarray(infos["final_obs"][place]))
+            final[place] = self._seen(np.asarray(infos["final_obs"][place]))
         self._observations = after
         self._count(rewards, ended)
         return {
@@ -158,6 +171,9 @@ class Collector:
             # Both at once is an end: there is no future to bootstrap from.
             "truncated": torch.as_tensor(truncated & ~terminated),
         }
+
+    def _seen(self, observations: Any) -> Tensor:
+        return _from_space(self.environments.single_observation_space, observations)
 
     def _count(self, rewards: Any, ended: Any) -> None:
         self.num_steps_taken += len(ended)
@@ -175,8 +191,26 @@ def as_observations(observations: Any) -> Tensor:
     return torch.tensor(table, dtype=torch.int64 if np.issubdtype(table.dtype, np.integer) else torch.float32)
 
 
+def single_observation(environment: gymnasium.Env[Any, Any], observation: Any) -> Tensor:
+    """An observation of one environment as policies see it: `[1, O]`, or `[1]` where it is discrete."""
+    found = _from_space(environment.observation_space, np.asarray(observation)[None])
+    return found.flatten(1) if found.is_floating_point() else found
+
+
+def _from_space(space: spaces.Space[Any], observations: Any) -> Tensor:
+    """Discrete observations as int64 from 0, those of a `Box` as floating point, whole numbers too."""
+    found = as_observations(observations)
+    return found - int(space.start) if isinstance(space, spaces.Discrete) else found.float()
+
+
 def evaluate_policy(
-    name: str | MakeEnvironment, policy: StepPolicy, *, num_episodes: int, seed: int = 0, num_environments: int = 8
+    name: str | MakeEnvironment,
+    policy: StepPolicy,
+    *,
+    num_episodes: int,
+    seed: int = 0,
+    num_environments: int = 8,
+    **options: Any,
 ) -> list[float]:
     """Returns (undiscounted) of whole episodes that begin fresh.
 
@@ -188,9 +222,10 @@ def evaluate_policy(
         num_episodes: at least this many are played, exactly this many are returned.
         seed: of environments and actions.
         num_environments: how many play side by side.
+        **options: for `gymnasium.make`.
     """
     each = -(-num_episodes // num_environments)
-    collector = Collector(make_environments(name, num_environments), seed=seed)
+    collector = Collector(make_environments(name, num_environments, **options), seed=seed)
     played: list[list[float]] = [[] for _ in range(num_environments)]
     running = np.zeros(num_environments)
     while min(map(len, played)) < each:

@@ -121,8 +121,7 @@ def prepare(
     scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
     reference = ReferencePolicy(language_model)
-    settings = config.algorithm.resolved()
-    critic = "none" if settings.baseline != "value" else ("separate" if config.critic == "auto" else config.critic)
+    critic = "none" if not config.algorithm.needs_critic else ("separate" if config.critic == "auto" else config.critic)
     source = reward_model_of(scorer) if config.critic_start == "reward" else None
     policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
     # Dropout stays off: the updates must see the policy that sampled.

@@ -67,8 +67,7 @@ def estimate_alignment(job: AlignJob) -> AlignEstimate:
             (evaluation.logprobs.sum() + evaluation.values.sum()).backward()  # type: ignore[no-untyped-call]
     now = time.perf_counter()
     job.trained.zero_grad(set_to_none=True)
-    settings = config.algorithm.resolved()
-    batch = updating - started + settings.epochs * (now - updating)
+    batch = updating - started + config.algorithm.passes * (now - updating)
     parameters = list(job.trained.parameters())
     trainable = [each for each in parameters if each.requires_grad]
     held = parameters + list(job.reference.parameters())

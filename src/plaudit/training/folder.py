@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from plaudit.configs.training import RunConfig
+from plaudit.configs.training import FolderConfig
 from plaudit.training.checkpoints import holds_checkpoints
 from plaudit.training.messages import say, warn
 from plaudit.training.processes import Processes
 
 RUN_ENTRIES = (
     *("checkpoints", "model", "metrics.jsonl", "samples.jsonl"),
-    *("configuration.yaml", "result.json", "tensorboard"),
+    *("configuration.yaml", "result.json", "tensorboard", "curve.csv", "curve.png", "video"),
 )
 """What a run writes into its folder; nothing else there is ever touched."""
 
 
 @contextmanager
-def output_folder(config: RunConfig, processes: Processes) -> Iterator[None]:
+def output_folder(config: FolderConfig, processes: Processes) -> Iterator[None]:
     """Make the run's folder and keep other runs out of it, for the length of a block; the first process does.
 
     The kernel lets go of the folder when the process ends, however it ends.
@@ -63,7 +63,7 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def prepare_output(config: RunConfig) -> None:
+def prepare_output(config: FolderConfig) -> None:
     """Make the run's folder; an older run there is refused, removed or left to be resumed.
 
     What a run left that ended before its first checkpoint is removed, with a message.
@@ -81,7 +81,7 @@ def prepare_output(config: RunConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
 
 
-def check_output(config: RunConfig) -> list[str]:
+def check_output(config: FolderConfig) -> list[str]:
     """What of an older run stands in the output folder; raises as `prepare_output`, and changes nothing."""
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"output: {config.output} is a file; name a folder")

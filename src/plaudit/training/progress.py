@@ -29,8 +29,18 @@ class ProgressReport:
     The rate is taken over the last 50 steps (evaluation and saving included), so that it follows the machine.
     """
 
-    def __init__(self, total_steps: int, *, first_step: int = 0, every: int = 10, label: str, quiet: bool) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        first_step: int = 0,
+        every: int = 10,
+        label: str,
+        quiet: bool,
+        unit: str = "tokens",
+    ) -> None:
         self.total_steps, self.every, self.label, self.quiet = total_steps, max(1, every), label, quiet
+        self.unit = unit
         self._marks: deque[tuple[float, int, int]] = deque([(time.perf_counter(), first_step, 0)], maxlen=51)
         self._tokens = 0
         self._bar: Progress | None = None
@@ -54,7 +64,7 @@ class ProgressReport:
     def update(
         self, step: int, *, tokens: int, metrics: Mapping[str, float], at: float | None = None
     ) -> dict[str, float]:
-        """Count one step of `tokens` tokens, made now or at that reading of `time.perf_counter`.
+        """Count one step of `tokens` tokens (or of another unit), made now or at that reading of `time.perf_counter`.
 
         Returns:
             `time/tokens_per_second` and `time/seconds_left`, clock readings for the trackers.
@@ -66,12 +76,12 @@ class ProgressReport:
         rate = (self._tokens - tokens_before) / elapsed
         left = elapsed / max(1, step - first) * (self.total_steps - step)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        detail = f"{step}/{self.total_steps}, {shown}, {rate:,.0f} tokens/s, {duration_text(left)} left"
+        detail = f"{step}/{self.total_steps}, {shown}, {rate:,.0f} {self.unit}/s, {duration_text(left)} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, detail=detail)
         elif not self.quiet and (step % self.every == 0 or step == self.total_steps):
             say(f"{self.label}: step {detail}")
-        return {"time/tokens_per_second": rate, "time/seconds_left": left}
+        return {f"time/{self.unit}_per_second": rate, "time/seconds_left": left}
 
     def note(self, text: str) -> None:
         """One line that stays, above the bar where there is one."""

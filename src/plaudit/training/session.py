@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from plaudit.configs.base import dump_config
-from plaudit.configs.training import RunConfig, TrainingConfig
+from plaudit.configs.training import FolderConfig, RunConfig, TrainingConfig
 from plaudit.training.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -33,7 +33,7 @@ FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
     | {"quiet", "save_every", "device", "prefetch", "token_cache", "threads", "parallel", "process_timeout"}
 )
-LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations"})
+LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations", "total_steps"})
 
 
 class Stateful(Protocol):
@@ -160,7 +160,7 @@ class Session:
         for key, meaning in meanings.items():
             if saved["identity"].get(key, self._identity[key]) != self._identity[key]:
                 raise ValueError(f"{checkpoint.path}: made with other {meaning}; resume with the same or start afresh")
-        self._compare(json.loads(saved["config"]), checkpoint.path)
+        compare_configurations(json.loads(saved["config"]), self.config, checkpoint.path)
         load_trainable_state(self.trained, saved["trained"])
         put_optimizer(self.optimizer, saved["optimizer"])
         for name, part in self.parts.items():
@@ -218,17 +218,26 @@ class Session:
                 "and dropout draws other numbers, so the run is the same only within that"
             )
 
-    def _compare(self, saved: dict[str, Any], path: Path) -> None:
-        now = json.loads(self.config.model_dump_json())
-        changed = [key for key in sorted(now.keys() | saved.keys()) if now.get(key) != saved.get(key)]
-        refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
-        if refused:
-            details = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in refused)
-            raise ValueError(
-                f"{path}: cannot go on with another configuration ({details}); put it back or start afresh"
-            )
-        if LENGTH_KEYS & set(changed):
-            warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
+
+def compare_configurations(saved: dict[str, Any], config: FolderConfig, path: Path) -> None:
+    """See that a run goes on as it was begun: other places, limits and lengths may change, nothing else.
+
+    Args:
+        saved: the checkpoint's configuration as JSON holds it.
+        config: of the run that goes on.
+        path: the checkpoint, for the message.
+
+    Raises:
+        ValueError: naming each key that must not change, with both values.
+    """
+    now = json.loads(config.model_dump_json())
+    changed = [key for key in sorted(now.keys() | saved.keys()) if now.get(key) != saved.get(key)]
+    refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
+    if refused:
+        details = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in refused)
+        raise ValueError(f"{path}: cannot go on with another configuration ({details}); put it back or start afresh")
+    if LENGTH_KEYS & set(changed):
+        warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:

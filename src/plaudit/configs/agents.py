@@ -1,0 +1,20 @@
+"""Every agent that `plaudit gym` can train, and every algorithm of `plaudit align`, as unions told apart by `name`.
+
+A family has a configuration in a file of its own whose `name` is a `Literal` of its names, and joins the union here.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.policy_gradient import PolicyGradientConfig
+from plaudit.configs.q_learning import QLearningConfig
+
+AgentConfig = Annotated[PolicyGradientConfig | QLearningConfig, Field(discriminator="name")]
+"""What learns in environments; `plaudit.algorithms.agents` makes it."""
+
+AlignAlgorithm = AlgorithmConfig
+"""What improves a language model in `plaudit align`; `plaudit.algorithms.build` makes it. With a second member it is
+`Annotated[AlgorithmConfig | OtherConfig, Field(discriminator="name")]`. A member has the properties of
+`AlgorithmConfig` that `AlignConfig` reads: `needs_critic`, `needs_groups`, `passes`, `least_prompts`."""

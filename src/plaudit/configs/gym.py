@@ -1,0 +1,49 @@
+"""Learning to act in a Gymnasium environment."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from plaudit.configs.agents import AgentConfig
+from plaudit.configs.q_learning import QLearningConfig
+from plaudit.configs.training import FolderConfig
+
+
+class GymConfig(FolderConfig):
+    """Train an agent in an environment with discrete actions, or evaluate one that was saved."""
+
+    env: str = "CartPole-v1"
+    """Name of the environment, as Gymnasium knows it: actions `Discrete`, observations `Box` or `Discrete`. With
+    `module:name` the module is imported first."""
+    env_options: dict[str, Any] = {}
+    """Options of the environment, such as `{map_name: 4x4}`."""
+    algorithm: AgentConfig = QLearningConfig()
+    """The agent, by name or with its options."""
+    total_steps: int = Field(default=50_000, gt=0)
+    """Environment steps of the whole run, all environments together; schedules run over them."""
+
+    evaluate: Path | None = None
+    """Folder of a saved agent: play with it and train nothing; `env` is that of the agent if not given."""
+    episodes: int = Field(default=20, gt=0)
+    """Episodes of each evaluation, played without exploration."""
+    video: bool = False
+    """Record one episode of the trained agent, where the environment renders pictures."""
+
+    seed: int = Field(default=0, ge=0)
+    """Decides weights, exploration and the environments' own randomness."""
+    output: Path = Path("runs/gym")
+    """Folder of the run: `model/` (the agent), `curve.csv` and `curve.png`, `checkpoints/`, `metrics.jsonl`,
+    `result.json`, `video/`."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Environment steps between evaluations; None: ten in a run. Always also after the last step."""
+    save_every: int | None = Field(default=None, gt=0)
+    """Environment steps between checkpoints; None: a tenth of the run. The last one is always saved."""
+    log_every: int = Field(default=10, gt=0)
+    """Updates between printed lines; `metrics.jsonl` and the trackers get every update."""
+
+    @model_validator(mode="after")
+    def _check_gym(self) -> "GymConfig":
+        if self.evaluate is not None and self.resume:
+            raise ValueError("evaluate plays with a saved agent and resume goes on training: give one of them")
+        return self
