@@ -16,7 +16,7 @@ class GymConfig(FolderConfig):
     env: str = "CartPole-v1"
     """Name of the environment, as Gymnasium knows it: actions `Discrete`, observations `Box` or `Discrete`. With
     `module:name` the module is imported first."""
-    env_options: dict[str, Any] = {}
+    env_options: dict[str, Any] = Field(default={})
     """Options of the environment, such as `{map_name: 4x4}`."""
     algorithm: AgentConfig = QLearningConfig()
     """The agent, by name or with its options."""
