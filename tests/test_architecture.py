@@ -39,7 +39,7 @@ ALLOWED_PACKAGES = {
 PURE_CALLS = {
     *("frozenset", "tuple", "dict", "set", "list", "range", "len", "sum", "max", "min", "str", "float", "int", "zip"),
     *("TypeVar", "ParamSpec", "NewType", "NamedTuple", "Path", "MappingProxyType", "getLogger", "compile", "cast"),
-    *("Parameter", "namedtuple", "dedent", "fields", "partial", "field", "chr", "ord", "itemgetter", "split"),
+    *("Parameter", "Field", "namedtuple", "dedent", "fields", "partial", "field", "chr", "ord", "itemgetter", "split"),
     *("keys", "values", "items", "join", "strip", "lower", "sorted", "union"),
 }
 """What a module-level assignment may call, beside the project's own classes: it makes a constant, nothing more."""
