@@ -202,3 +202,43 @@ def four_rooms() -> Grid:
     )
     room = tuple((r, c) for r in range(8, 12) for c in range(7, 12))
     return Grid(rows, starts=(), goals=((7, 9), (10, 6), *room), slip=1 / 3)
+
+
+class GridWalks:
+    """Many independent walks on one grid, side by side, each with a goal of its own: for averages over runs.
+
+    Steps are those of `GridWorld`; episodes are begun by their owner, since every run counts its own.
+
+    Attributes:
+        grid: the map.
+        states, goals: `[R]` int64, where each walk is and where its episode ends.
+    """
+
+    def __init__(self, grid: Grid, num_walks: int, *, seed: int = 0) -> None:
+        """Begin `num_walks` episodes towards the grid's first goal."""
+        self.grid = grid
+        self._cells = grid.cells()
+        self._random = np.random.default_rng(seed)
+        self._cumulative = grid.transitions().cumsum(-1)
+        self._cumulative /= self._cumulative[..., -1:]
+        self.goals = np.full(num_walks, self._cells.index(grid.goals[0]))
+        self.states = np.zeros(num_walks, dtype=np.int64)
+        self.restart(np.ones(num_walks, dtype=bool))
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Move each walk by its action `[R]`; where they are then, and which have reached their goal."""
+        drawn = self._random.random(len(actions))[:, None]
+        self.states = (self._cumulative[self.states, actions] <= drawn).sum(1)
+        return self.states, self.states == self.goals
+
+    def restart(self, rows: NDArray[np.bool_]) -> None:
+        """Put the walks `[R]` bool into a random start that is not their goal."""
+        allowed = np.array([self._cells.index(cell) for cell in (self.grid.starts or self._cells)])
+        while rows.any():
+            self.states = np.where(rows, allowed[self._random.integers(len(allowed), size=len(rows))], self.states)
+            rows = rows & (self.states == self.goals)
+
+    def move_goals(self, rows: NDArray[np.bool_]) -> None:
+        """Draw one of the grid's other goals for each of the walks `[R]` bool."""
+        others = np.array([self._cells.index(cell) for cell in self.grid.goals[1:]])
+        self.goals = np.where(rows, others[self._random.integers(len(others), size=len(rows))], self.goals)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plaudit.core.reduction import expect_shape
 from plaudit.rollout.tabular import TabularPolicy
-from plaudit.rollout.trajectory import Policy, StepPolicy, Trajectory, new_trajectory
+from plaudit.rollout.trajectory import Policy, StatefulPolicy, StepPolicy, Trajectory, new_trajectory
 
 StringReward = Callable[[int, tuple[int, ...]], float]
 """Reward of a complete string: `(prompt, tokens)`; the tokens end with 0 unless the limit was reached."""
@@ -247,8 +247,11 @@ class TokenMDP:
 
         Returns:
             a trajectory `[B, L]` of states as observations, with the policy's log-probabilities and values and the
-            reference's log-probabilities; steps behind the end of a string are masked.
+            reference's log-probabilities; steps behind the end of a string are masked. A policy with a memory begins
+            afresh.
         """
+        if isinstance(policy, StatefulPolicy):
+            policy.end_episodes(torch.ones(len(policy.memory(len(prompts))), dtype=torch.bool))
         prefixes = torch.zeros_like(prompts)
         alive = torch.ones_like(prompts, dtype=torch.bool)
         steps: list[tuple[Tensor, ...]] = []

@@ -1,0 +1,47 @@
+"""Options of the option-critic."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from plaudit.configs.base import Config
+
+
+class OptionCriticConfig(Config):
+    """Option-critic (Bacon et al. 2017) with deliberation cost (Harb et al. 2018), as an advantage actor-critic."""
+
+    name: Literal["option_critic"] = "option_critic"
+    """`option_critic`."""
+    num_options: int = Field(default=4, gt=0)
+    """W, how many options there are. 1 is an actor-critic without options."""
+    discount: float = Field(default=0.99, gt=0, le=1)
+    """γ, by which a reward counts less for each step that it lies ahead."""
+    return_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of the returns: 1 sums rewards to the end of the data, 0 looks one step ahead."""
+    exploration: float = Field(default=0.1, ge=0, le=1)
+    """ε at the end of the run, the probability that the policy over options picks at random; it falls from 1 over
+    `exploration_share` of the run."""
+    exploration_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the run over which ε falls along a straight line; 0 begins with `exploration`."""
+    deliberation_cost: float = Field(default=0.0, ge=0)
+    """η, what each termination costs, in units of the return; makes options last."""
+    initial_termination: float = Field(default=0.1, gt=0, lt=1)
+    """β in every state before learning: 0.1 lets options last ten steps."""
+    termination_coefficient: float = Field(default=1.0, ge=0)
+    """Weight of the loss of terminations; 0 leaves them as they begin."""
+    value_coefficient: float = Field(default=0.5, ge=0)
+    """Weight of the squared error of the option values."""
+    entropy_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the entropy bonus of the options' policies."""
+    num_environments: int = Field(default=8, gt=0)
+    """Environments played side by side."""
+    rollout_steps: int = Field(default=16, gt=0)
+    """Steps of each environment between two updates."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Rate of the first update (Adam)."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """`linear` lets the rate fall to 0 over the run."""
+    max_gradient_norm: float | None = Field(default=0.5, gt=0)
+    """Gradients are scaled down to this joint norm; None leaves them."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Sizes of the hidden layers; `[]` for tables over discrete observations."""

@@ -1,0 +1,123 @@
+"""Options and goals where they are said to help: four rooms with a moving goal, key and door, styles of text.
+
+python studies/hierarchy.py rooms --runs 50
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plaudit.algorithms.option_critic_table import TabularOptionCritic
+from plaudit.rollout.gridworlds import GridWalks, four_rooms
+
+EPISODES, MOVED_AFTER, LONGEST = 2000, 1000, 1000
+SHOWN = (0, 250, 950, 1000, 1100, 1500, 1950)
+"""Episodes of the table; each figure but those of 0 and 1000 is the mean of fifty episodes from there on."""
+
+
+class Walker(Protocol):
+    """A tabular learner over several runs."""
+
+    def begin(self, states: Tensor, fresh: Tensor) -> None: ...
+    def act(self, states: Tensor) -> Tensor: ...
+    def learn(self, states: Tensor, actions: Tensor, rewards: Tensor, arrived: Tensor, reached: Tensor) -> None: ...
+
+
+class Sarsa:
+    """`Q(s, a) += α (r + γ Q(s', a') - Q(s, a))` with Boltzmann exploration: the paper's primitive agent."""
+
+    def __init__(self, num_runs: int, num_states: int, num_actions: int, *, rate: float, temperature: float, seed: int):
+        self.values = torch.zeros(num_runs, num_states, num_actions, dtype=torch.float64)
+        self.rate, self.temperature = rate, temperature
+        self._rows = torch.arange(num_runs)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._waiting: tuple[Tensor, ...] | None = None
+
+    def begin(self, states: Tensor, fresh: Tensor) -> None:
+        """The next action decides what the last step is worth, so it is drawn here."""
+        chances = torch.softmax(self.values[self._rows, states] / self.temperature, 1).cumsum(1)
+        drawn = torch.rand(len(chances), 1, dtype=torch.float64, generator=self._generator)
+        self._actions = (chances[:, :-1] <= drawn).sum(1)
+
+    def act(self, states: Tensor) -> Tensor:
+        return self._actions
+
+    def learn(self, states: Tensor, actions: Tensor, rewards: Tensor, arrived: Tensor, reached: Tensor) -> None:
+        self.begin(arrived, reached)
+        following = self.values[self._rows, arrived, self._actions].masked_fill(reached, 0.0)
+        here = (self._rows, states, actions)
+        self.values[here] += self.rate * (rewards + 0.99 * following - self.values[here])
+
+
+def play(learner: Walker, runs: int, seed: int, *, episodes: int = EPISODES, moved_after: int = MOVED_AFTER) -> Any:
+    """Steps of every episode `[R, E]`; each run's goal moves after its own `moved_after` episodes."""
+    walks = GridWalks(four_rooms(), runs, seed=seed)
+    steps = np.zeros((runs, episodes), dtype=np.int64)
+    done, length = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
+    states = torch.as_tensor(walks.states)
+    learner.begin(states, torch.ones(runs, dtype=torch.bool))
+    while done.min() < episodes:
+        actions = learner.act(states)
+        _, reached = walks.step(actions.numpy())
+        arrived = torch.as_tensor(walks.states)
+        learner.learn(states, actions, torch.as_tensor(reached).double(), arrived, torch.as_tensor(reached))
+        length += 1
+        over = reached | (length >= LONGEST)
+        counted = over & (done < episodes)
+        steps[counted, done[counted]] = length[counted]
+        done += over
+        length[over] = 0
+        walks.move_goals(over & (done == moved_after))
+        walks.restart(over)
+        states = torch.as_tensor(walks.states)
+        learner.begin(states, torch.as_tensor(over))
+    return steps
+
+
+def rooms_row(name: str, steps: Any) -> str:
+    """The table's figures with the standard error of the mean over runs."""
+    cells = []
+    for first in SHOWN:
+        of_run = steps[:, first : first + (1 if first in (0, MOVED_AFTER) else 50)].mean(1)
+        cells.append(f"{of_run.mean():.1f} ± {of_run.std(ddof=1) / len(of_run) ** 0.5:.1f}")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def rooms(runs: int, seed: int) -> None:
+    """Option-critic and SARSA in the four rooms, beside the exact optimum."""
+    grid = four_rooms()
+    states = len(grid.cells())
+    learners: dict[str, Callable[[], Walker]] = {
+        "option-critic": lambda: TabularOptionCritic(runs, states, 4, seed=seed),
+        "option-critic, η = 0.01": lambda: TabularOptionCritic(runs, states, 4, seed=seed, deliberation_cost=0.01),
+        "SARSA": lambda: Sarsa(runs, states, 4, rate=0.5, temperature=0.01, seed=seed),
+    }
+    print(f"| steps per episode, {runs} runs | {' | '.join(map(str, SHOWN))} |\n|{'---|' * (len(SHOWN) + 1)}", flush=True)
+    for name, make in learners.items():
+        begun, learner = time.process_time(), make()
+        print(rooms_row(name, play(learner, runs, seed)), flush=True)
+        used = {"cpu_seconds": round(time.process_time() - begun)}
+        if isinstance(learner, TabularOptionCritic):
+            used["duration"] = round(float(learner.durations.median()), 1)
+        print(json.dumps({"name": name} | used), flush=True)
+    best = [grid.expected_steps(goal, grid.greedy_policy(goal, 0.99)) for goal in grid.goals]
+    print(f"exact optimum: {best[0]:.2f} before, {np.mean(best[1:]):.2f} after (mean over goals)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["rooms"])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rooms(arguments.runs, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
