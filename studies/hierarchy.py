@@ -98,7 +98,9 @@ def rooms(runs: int, seed: int) -> None:
         "option-critic, η = 0.01": lambda: TabularOptionCritic(runs, states, 4, seed=seed, deliberation_cost=0.01),
         "SARSA": lambda: Sarsa(runs, states, 4, rate=0.5, temperature=0.01, seed=seed),
     }
-    print(f"| steps per episode, {runs} runs | {' | '.join(map(str, SHOWN))} |\n|{'---|' * (len(SHOWN) + 1)}", flush=True)
+    print(
+        f"| steps per episode, {runs} runs | {' | '.join(map(str, SHOWN))} |\n|{'---|' * (len(SHOWN) + 1)}", flush=True
+    )
     for name, make in learners.items():
         begun, learner = time.process_time(), make()
         print(rooms_row(name, play(learner, runs, seed)), flush=True)

@@ -57,7 +57,9 @@ class OptionNetwork(nn.Module):
         """
         super().__init__()
         if min(observation_size, num_actions, num_options, *hidden) < 1:
-            raise ValueError(f"sizes must be at least 1, got {observation_size}, {num_actions}, {num_options}, {hidden}")
+            raise ValueError(
+                f"sizes must be at least 1, got {observation_size}, {num_actions}, {num_options}, {hidden}"
+            )
         if not 0 < termination < 1:
             raise ValueError(f"termination must lie between 0 and 1, got {termination}")
         self.observation_size, self.num_actions, self.num_options = observation_size, num_actions, num_options

@@ -32,7 +32,9 @@ class StylePolicy(nn.Module):
 
     may_end: Tensor
 
-    def __init__(self, logits: Tensor, may_end: Tensor, *, num_options: int, spread: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self, logits: Tensor, may_end: Tensor, *, num_options: int, spread: float = 0.1, seed: int = 0
+    ) -> None:
         """Begin with `logits [S, A]` for every style, apart from noise of deviation `spread` that tells them apart.
 
         Raises:
