@@ -19,12 +19,19 @@ SOLVES = {
     "ppo": (4000, {"learning_rate": 0.02, "hidden": (16,), "rollout_steps": 16, "epochs": 4}),
     "dqn": (1500, Q),
     "double_dqn": (1500, Q),
+    "option_critic": (4000, {"learning_rate": 0.02, "hidden": (16,), "num_options": 2}),
+    "feudal": (
+        4000,
+        {"learning_rate": 0.02, "percept_size": 16, "num_environments": 8, "rollout_steps": 16, "horizon": 4},
+    ),
 }
 """Name to the steps it may take (the budget) and options that keep the test cheap."""
 
 
 def make(name, total, options, seed=0):
-    config = TypeAdapter(AgentConfig).validate_python({"name": name, "discount": 0.5} | options)
+    discounts = ("manager_discount", "worker_discount") if name == "feudal" else ("discount",)
+    given = {"name": name} | dict.fromkeys(discounts, 0.5) | options
+    config = TypeAdapter(AgentConfig).validate_python(given)
     trial = make_environments(Echo, 1)
     sizes = task_sizes(trial)
     trial.close()

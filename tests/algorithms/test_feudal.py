@@ -12,6 +12,7 @@ from plaudit.configs.feudal import FeudalConfig
 from plaudit.core.hierarchy_losses import cosine
 from plaudit.models.feudal import FeudalNetwork
 from plaudit.models.recurrent import LSTMActorCritic
+from plaudit.rollout.control import observation_vectors
 from plaudit.rollout.corridor import KeyDoorCorridor, LastTokenEnvironment
 from plaudit.rollout.environments import Collector, make_environments
 from plaudit.rollout.recurrent import RecurrentPolicy
@@ -56,7 +57,10 @@ def test_the_manager_s_gradient_is_that_of_finite_differences_through_its_lstm()
     agent.network.double()
     doubled = {k: v.double() if v.is_floating_point() else v for k, v in trajectory.tensors().items()}
     trajectory = type(trajectory)(**doubled)
-    agent.policy.vectors = lambda seen: torch.nn.functional.one_hot(seen, 4).double()
+    seen, after = (
+        torch.nn.functional.one_hot(doubled[name], 4).double() for name in ("observations", "next_observations")
+    )
+    trajectory = trajectory.with_fields(observations=seen, next_observations=after)
     loss, _, metrics = feudal_losses(agent.policy, agent.network, trajectory, agent.config)
     weight = agent.network.manager["core"].weight_hh
     (found,) = torch.autograd.grad(loss, weight)
@@ -68,7 +72,7 @@ def test_the_manager_s_gradient_is_that_of_finite_differences_through_its_lstm()
 
     with torch.no_grad():
         outputs, following = agent.policy.unroll(trajectory)
-        arrivals = agent.network.latent_states(agent.policy.vectors(trajectory.next_observations))
+        arrivals = agent.network.latent_states(trajectory.next_observations)
     ends = (trajectory.continues == 0) | trajectory.truncated
     moved = hierarchy_losses.horizon_transitions(outputs.states, arrivals, ends, horizon=3)
     returns = lambda_returns(
@@ -142,12 +146,12 @@ def test_a_goal_from_before_the_data_still_pays():
 
     agent, whole = collected()
     ends = (whole.continues == 0) | whole.truncated
-    arrivals = agent.network.latent_states(whole.next_observations.float().unsqueeze(-1).expand(3, 12, 4))
+    arrivals = agent.network.latent_states(observation_vectors(whole.next_observations, 4))
     outputs = agent.policy.unroll(whole).outputs
     expected = _intrinsic(agent.network, whole, outputs, arrivals, ends)
     memory = whole.state
     for step in range(6):
-        _, memory = agent.network(agent.policy.vectors(whole.observations[:, step]), memory)
+        _, memory = agent.network(observation_vectors(whole.observations[:, step], 4), memory)
         memory = memory.masked_fill(ends[:, step : step + 1], 0.0)
     fields = {k: v[:, 6:] for k, v in whole.tensors().items() if k != "state"}
     second = type(whole)(**fields, state=memory.detach())

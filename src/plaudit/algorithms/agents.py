@@ -10,8 +10,12 @@ from gymnasium.vector import VectorEnv
 from plaudit.algorithms.base import Agent, TaskSizes
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.dqn import DQN
+from plaudit.algorithms.feudal import Feudal
+from plaudit.algorithms.option_critic import OptionCritic
 from plaudit.configs.agents import AgentConfig
 from plaudit.configs.base import Config
+from plaudit.configs.feudal import FeudalConfig
+from plaudit.configs.option_critic import OptionCriticConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
 from plaudit.models.control import ActorCriticNetwork
@@ -95,6 +99,8 @@ OPTIMIZERS: Mapping[str, Callable[[Any, float], torch.optim.Optimizer]] = {
 AGENTS: Mapping[type[Config], Callable[..., Agent]] = {
     PolicyGradientConfig: PolicyGradientAgent,
     QLearningConfig: DQN,
+    OptionCriticConfig: OptionCritic,
+    FeudalConfig: Feudal,
 }
 """What each configuration of `AgentConfig` makes."""
 

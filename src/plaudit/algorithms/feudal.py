@@ -27,6 +27,7 @@ from plaudit.core.reduction import Metrics
 from plaudit.core.returns import lambda_returns
 from plaudit.core.value_losses import squared_value_loss
 from plaudit.models.feudal import FeudalNetwork
+from plaudit.rollout.control import observation_vectors
 from plaudit.rollout.recurrent import RecurrentPolicy, evaluation_of
 from plaudit.rollout.trajectory import Trajectory
 
@@ -88,20 +89,19 @@ class Feudal:
         return {"loss": float(loss.detach())} | found | {"gradient_norm": float(norm)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, counter and the memory of the episodes that are being played."""
+        """Weights, optimizer and counter; memories go with the episodes, which cannot be saved."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "num_updates": self.num_updates,
-            "memory": self.policy.memory(self.num_environments).clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, in new episodes."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = int(state["num_updates"])
-        self.policy.memory(self.num_environments).copy_(state["memory"])
+        self.policy.end_episodes(torch.ones(len(self.policy.memory(self.num_environments)), dtype=torch.bool))
 
 
 class FeudalLosses(NamedTuple):
@@ -129,7 +129,7 @@ def feudal_losses(
     outputs, following = policy.unroll(trajectory)
     assert trajectory.next_observations is not None
     with torch.no_grad():
-        arrivals = network.latent_states(policy.vectors(trajectory.next_observations))
+        arrivals = network.latent_states(observation_vectors(trajectory.next_observations, network.observation_size))
     mask, ends = trajectory.mask, (trajectory.continues == 0) | trajectory.truncated
     breaks = (trajectory.continues, trajectory.truncated, mask)
     returns = lambda_returns(

@@ -86,20 +86,19 @@ class OptionCritic:
         return found | {"gradient_norm": float(norm), "options/exploration": self.policy.exploration}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, counter and the options in force."""
+        """Weights, optimizer and counter; the options in force go with the episodes, which cannot be saved."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "num_updates": self.num_updates,
-            "options": self.policy.memory(self.num_environments).clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, in new episodes."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = int(state["num_updates"])
-        self.policy.memory(self.num_environments).copy_(state["options"])
+        self.policy.end_episodes(torch.ones(len(self.policy.memory(self.num_environments)), dtype=torch.bool))
         self._schedule()
 
     def _schedule(self) -> None:
@@ -124,7 +123,7 @@ def option_critic_loss(
         raise ValueError("option-critic reads trajectory.next_observations and .options, and one is None")
     options, mask = trajectory.options, trajectory.mask
     evaluation = policy.evaluate(trajectory)
-    arrived = policy.network(policy.vectors(trajectory.next_observations))
+    arrived = policy.outputs(trajectory.next_observations)
     values = arrived.values.detach()
     state_values = option_state_values(values, exploration=policy.exploration)
     upon_arrival = of_option(arrival_values(values, arrived.terminations.detach(), state_values), options)

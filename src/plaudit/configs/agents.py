@@ -8,10 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.feudal import FeudalConfig
+from plaudit.configs.option_critic import OptionCriticConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
 
-AgentConfig = Annotated[PolicyGradientConfig | QLearningConfig, Field(discriminator="name")]
+AgentConfig = Annotated[
+    PolicyGradientConfig | QLearningConfig | OptionCriticConfig | FeudalConfig, Field(discriminator="name")
+]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""
 
 AlignAlgorithm = AlgorithmConfig

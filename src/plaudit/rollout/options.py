@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from plaudit.core.hierarchy_losses import option_state_values
 from plaudit.core.kl import categorical_entropy
-from plaudit.models.options import OptionNetwork
+from plaudit.models.options import OptionNetwork, OptionOutputs
+from plaudit.rollout.control import observation_vectors
 from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
 
 
@@ -40,7 +41,7 @@ class OptionPolicy(nn.Module):
     @torch.no_grad()
     def sample(self, observations: Tensor, *, generator: torch.Generator | None = None) -> Sampled:
         """One action for each of `[B, O]` observations (or `[B]` discrete ones); the column `options` says by which."""
-        found = self.network(self.vectors(observations))
+        found = self.outputs(observations)
         options = self.memory(len(observations))
         rows = torch.arange(len(options))
         ends = torch.rand(len(options), generator=generator) < found.terminations[rows, options]
@@ -57,7 +58,7 @@ class OptionPolicy(nn.Module):
 
     def values(self, observations: Tensor) -> Tensor:
         """`V_Ω(s)` of observations `[..., O]`, `[...]`: before any option is chosen."""
-        return option_state_values(self.network(self.vectors(observations)).values, exploration=self.exploration)
+        return option_state_values(self.outputs(observations).values, exploration=self.exploration)
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probabilities and entropies `[B, T]` of the options' policies, and `Q_Ω(s, ω)`, with gradients.
@@ -67,16 +68,15 @@ class OptionPolicy(nn.Module):
         """
         if trajectory.observations is None or trajectory.options is None:
             raise ValueError("a policy with options reads trajectory.observations and .options, and one is None")
-        found = self.network(self.vectors(trajectory.observations))
+        found = self.outputs(trajectory.observations)
         logprobs = torch.log_softmax(of_option(found.logits, trajectory.options), -1)
         chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
         return Evaluation(chosen, categorical_entropy(logprobs), of_option(found.values, trajectory.options))
 
-    def vectors(self, observations: Tensor) -> Tensor:
-        """Observations as the network reads them: discrete ones as one-hot vectors."""
-        if observations.is_floating_point():
-            return observations
-        return nn.functional.one_hot(observations, self.network.observation_size).to(torch.get_default_dtype())
+    def outputs(self, observations: Tensor) -> OptionOutputs:
+        """What the network says of observations `[..., O]` (or discrete ones `[...]`)."""
+        found: OptionOutputs = self.network(observation_vectors(observations, self.network.observation_size))
+        return found
 
 
 def of_option(table: Tensor, options: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from plaudit.core.kl import categorical_entropy
 from plaudit.models.recurrent import RecurrentNetwork
+from plaudit.rollout.control import observation_vectors
 from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
 
 
@@ -51,7 +52,9 @@ class RecurrentPolicy(nn.Module):
     @torch.no_grad()
     def sample(self, observations: Tensor, *, generator: torch.Generator | None = None) -> Sampled:
         """One action for each of `[B, O]` observations (or `[B]` discrete ones)."""
-        found, self._memory = self.network(self.vectors(observations), self.memory(len(observations)))
+        found, self._memory = self.network(
+            observation_vectors(observations, self.network.observation_size), self.memory(len(observations))
+        )
         logprobs = torch.log_softmax(found.logits, -1)
         if self.greedy:
             actions = logprobs.argmax(-1, keepdim=True)
@@ -79,7 +82,9 @@ class RecurrentPolicy(nn.Module):
         """
         if trajectory.observations is None or trajectory.next_observations is None or trajectory.state is None:
             raise ValueError("a recurrent policy reads observations, next_observations and state, and one is None")
-        seen, after = self.vectors(trajectory.observations), self.vectors(trajectory.next_observations)
+        size = self.network.observation_size
+        seen = observation_vectors(trajectory.observations, size)
+        after = observation_vectors(trajectory.next_observations, size)
         ends = (trajectory.continues == 0) | trajectory.truncated
         memory, steps, cut = trajectory.state, [], []
         last = trajectory.num_steps - 1
@@ -109,12 +114,6 @@ class RecurrentPolicy(nn.Module):
         return Unrolled(
             *(make(*(torch.stack(list(t), 1) for t in zip(*part, strict=True))) for part in (steps, following))
         )
-
-    def vectors(self, observations: Tensor) -> Tensor:
-        """Observations as the network reads them: discrete ones as one-hot vectors."""
-        if observations.is_floating_point():
-            return observations
-        return nn.functional.one_hot(observations, self.network.observation_size).to(torch.get_default_dtype())
 
 
 def evaluation_of(outputs: Any, actions: Tensor) -> Evaluation:
