@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/plaudit demo
 
+# One worker a core and one thread a worker: two pools of threads on the same cores would wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout 36000

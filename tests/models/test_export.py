@@ -23,7 +23,7 @@ def saved(folder: Path, tokenizer: str, name: str = "llama", *, bias: float = 0.
     model = build(tokenizer, name, **options)
     outputs = model.num_outputs
     with torch.no_grad():
-        model.head.weight.mul_(3)  # far outside of what a sigmoid could return
+        model.head.weight.mul_(0.75)  # still outside of what a sigmoid could return; of order one, as rounding is
         model.head.bias.fill_(bias)
     model.set_normalisation([-1.7] * outputs, [2.0] * outputs)
     model.save_pretrained(folder, data_hash="abc", extra={"job": "test"})
