@@ -12,76 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from plaudit.models.attention_cascade import CascadeKernel, cascade_attention
-from plaudit.models.attention_layout import AttentionOptions, PackedAttention, Sequences, Span, visible_positions
+from plaudit.models.attention_cascade import cascade_attention
+from plaudit.models.attention_cpu import CPU_KERNEL
+from plaudit.models.attention_layout import AttentionOptions, PackedAttention, Span, visible_positions
 from plaudit.models.attention_reference import explicit_attention
 
 _CHUNK = 256
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def _heads_first(tensor: Tensor, span: Span, heads: int) -> Tensor:
-    """`[N, g, d]` to `[1, h, L, d]` of a span, grouped heads repeated."""
-    part = tensor[span[0] : span[1]].transpose(0, 1).unsqueeze(0)
-    return part if part.shape[1] == heads else repeat_kv(part, heads // part.shape[1])
-
-
-def _cpu_forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, *, causal: bool, scaling: float
-) -> tuple[Tensor, Tensor]:
-    heads = query.shape[1]
-    outs, sums = [], []
-    for queries, keys in zip(sequences.queries, sequences.keys, strict=True):
-        out, lse = _flash(
-            _heads_first(query, queries, heads),
-            _heads_first(key, keys, heads),
-            _heads_first(value, keys, heads),
-            0.0,
-            causal,
-            scale=scaling,
-        )
-        outs.append(out[0].transpose(0, 1))
-        sums.append(lse[0].transpose(0, 1))
-    return torch.cat(outs), torch.cat(sums)
-
-
-def _cpu_backward(
-    gradients: tuple[Tensor, Tensor, Tensor],
-    grad_out: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    sequences: Sequences,
-    *,
-    causal: bool,
-    scaling: float,
-    accumulate: bool,
-) -> None:
-    query, key, value, out, lse = saved
-    heads = query.shape[1]
-    for queries, keys in zip(sequences.queries, sequences.keys, strict=True):
-        found = _flash_backward(
-            _heads_first(grad_out, queries, heads),
-            _heads_first(query, queries, heads),
-            _heads_first(key, keys, heads),
-            _heads_first(value, keys, heads),
-            _heads_first(out, queries, heads),
-            lse[queries[0] : queries[1]].transpose(0, 1).unsqueeze(0),
-            0.0,
-            causal,
-            scale=scaling,
-        )
-        for gradient, share, (start, end) in zip(gradients, found, (queries, keys, keys), strict=True):
-            share = share[0].transpose(0, 1)
-            if share.shape[1] != gradient.shape[1]:
-                share = share.unflatten(1, (gradient.shape[1], -1)).sum(2)
-            if accumulate:
-                gradient[start:end] += share
-            else:
-                gradient[start:end] = share
-
-
-CPU_KERNEL = CascadeKernel(_cpu_forward, _cpu_backward)
-"""The CPU's flash kernel, one call per sequence."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

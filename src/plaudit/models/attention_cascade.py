@@ -18,31 +18,44 @@ from torch import Tensor
 
 from plaudit.models.attention_layout import PackedAttention, Sequences
 
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of queries `[N, h, d]`, keys `[N, g, d]` and values `[N, g, d]`."""
+
 
 class ForwardKernel(Protocol):
-    """Attention of every sequence: `[N, h, d]` queries and `[N, g, d]` keys to `out [M, h, d]`, `lse [M, h]`."""
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, *, causal: bool, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """`M` is the number of gathered queries; they come back in the order of the sequences."""
-
-
-class BackwardKernel(Protocol):
-    """Writes or adds the gradients of every sequence to `[N, h, d]`, `[N, g, d]`, `[N, g, d]`."""
+    """Attention of every sequence: `[N, h, d]` queries and `[N, g, d]` keys to `out [N, h, d]`, `lse [N, h]`."""
 
     def __call__(
         self,
-        gradients: tuple[Tensor, Tensor, Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sequences: Sequences,
+        *,
+        causal: bool,
+        scaling: float,
+        into: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """With `into`, the result is merged into that; without, the sequences' queries tile the row."""
+
+
+class BackwardKernel(Protocol):
+    """The gradients of every sequence."""
+
+    def __call__(
+        self,
         grad_out: Tensor,
         saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         sequences: Sequences,
         *,
         causal: bool,
         scaling: float,
-        accumulate: bool,
-    ) -> None:
-        """`saved` is query, key, value, merged `out [N, h, d]` and merged `lse [N, h]`."""
+        into: Gradients | None,
+    ) -> Gradients:
+        """`saved` is query, key, value, merged `out [N, h, d]` and merged `lse [N, h]`.
+
+        With `into`, the gradients are added to those; without, the sequences' queries and keys tile the row.
+        """
 
 
 class CascadeKernel(NamedTuple):
@@ -85,13 +98,9 @@ class CascadeAttention(torch.autograd.Function):
     ) -> Tensor:
         """`[N, h, d]`, `[N, g, d]`, `[N, g, d]` to `[N, h, d]`."""
         causal, own, shared = attention.layout.causal, attention.own, attention.shared
-        out, lse = kernel.forward(query, key, value, own, causal=causal, scaling=scaling)
+        out, lse = kernel.forward(query, key, value, own, causal=causal, scaling=scaling, into=None)
         if shared.queries:
-            rows = shared.indices(query.device).query_rows
-            other = kernel.forward(query, key, value, shared, causal=False, scaling=scaling)
-            merged = merge_parts(out.index_select(0, rows), lse.index_select(0, rows), *other)
-            out.index_copy_(0, rows, merged[0])
-            lse.index_copy_(0, rows, merged[1])
+            out, lse = kernel.forward(query, key, value, shared, causal=False, scaling=scaling, into=(out, lse))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.attention, ctx.kernel, ctx.scaling = attention, kernel, scaling
         return out
@@ -101,11 +110,10 @@ class CascadeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of both parts, added."""
         saved, attention, kernel = ctx.saved_tensors, ctx.attention, ctx.kernel
-        gradients = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in saved[:3])
-        causal, options = attention.layout.causal, {"scaling": ctx.scaling}
-        kernel.backward(gradients, grad_out, saved, attention.own, causal=causal, accumulate=False, **options)
+        causal, scaling = attention.layout.causal, ctx.scaling
+        gradients = kernel.backward(grad_out, saved, attention.own, causal=causal, scaling=scaling, into=None)
         if attention.shared.queries:
-            kernel.backward(gradients, grad_out, saved, attention.shared, causal=False, accumulate=True, **options)
+            kernel.backward(grad_out, saved, attention.shared, causal=False, scaling=scaling, into=gradients)
         return *gradients, None, None, None
 
 

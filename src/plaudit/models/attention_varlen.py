@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from plaudit.models.attention_cascade import CascadeKernel, cascade_attention
+from plaudit.models.attention_cascade import CascadeKernel, Gradients, cascade_attention, merge_parts
 from plaudit.models.attention_layout import (
     AttentionOptions,
     PackedAttention,
@@ -82,7 +82,14 @@ def _gather(tensor: Tensor, rows: Tensor, whole: bool) -> Tensor:
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, *, causal: bool, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    *,
+    causal: bool,
+    scaling: float,
+    into: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     index = sequences.indices(query.device)
     q = _gather(query, index.query_rows, sequences.whole)
@@ -91,19 +98,25 @@ def _forward(
     out, lse, _ = _kernels()[0](
         q, k, v, index.query_ends, index.key_ends, *sequences.longest, causal, scaling, window, True
     )
-    return out, lse.transpose(0, 1).contiguous()
+    lse = lse.transpose(0, 1).contiguous()
+    if into is None:
+        return out, lse
+    rows = index.query_rows
+    merged = merge_parts(into[0].index_select(0, rows), into[1].index_select(0, rows), out, lse)
+    for whole, part in zip(into, merged, strict=True):
+        whole.index_copy_(0, rows, part)
+    return into
 
 
 def _backward(
-    gradients: tuple[Tensor, Tensor, Tensor],
     grad_out: Tensor,
     saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     sequences: Sequences,
     *,
     causal: bool,
     scaling: float,
-    accumulate: bool,
-) -> None:
+    into: Gradients | None,
+) -> Gradients:
     query, key, value, out, lse = saved
     index = sequences.indices(query.device)
     grad, q, o, sums = (_gather(t, index.query_rows, sequences.whole) for t in (grad_out, query, out, lse))
@@ -124,11 +137,12 @@ def _backward(
         scaling,
         [-1, 0] if causal else [-1, -1],
     )
-    for gradient, share, rows in zip(gradients, found, (index.query_rows, index.key_rows, index.key_rows), strict=True):
-        if accumulate:
-            gradient.index_add_(0, rows, share)
-        else:
-            gradient.index_copy_(0, rows, share)
+    if into is None:
+        first, second, third = found
+        return first, second, third
+    for gradient, share, rows in zip(into, found, (index.query_rows, index.key_rows, index.key_rows), strict=True):
+        gradient.index_add_(0, rows, share)
+    return into
 
 
 VARLEN_KERNEL = CascadeKernel(_forward, _backward)
