@@ -1,6 +1,6 @@
 """Against the limit: the arithmetic that unique tokens need, over what this machine's matrix products reach.
 
-    python benchmarks/against_limit.py [WORKLOAD …] [--steps 5] [--data FOLDER] [--processor-time]
+    python benchmarks/against_limit.py [WORKLOAD …] [--compile] [--steps 5] [--data FOLDER] [--processor-time]
     python benchmarks/against_limit.py --profile FOLDER
 
 The steps are Plaudit's own. The rate of matrix products is taken before and behind them, at the model's shapes and the
@@ -49,6 +49,7 @@ def measure(
 ) -> dict[str, Any]:
     """Arithmetic per second of one workload's steps, and the share of the machine's rate; options as for `prepare`."""
     changes = {"device": "cpu"} | (changes or {})
+    compiled = bool(changes.get("compile"))
     folder = prepare(workload, steps + 1, data, sizes=sizes, changes=changes, cache=CACHE / "limit")
     work, shapes, tokens = work_of(folder)
     device = json.loads((folder / "steps.json").read_text())["changes"]["device"]
@@ -60,18 +61,18 @@ def measure(
     rate = statistics.median([before, rate_now()])
     times = worker.times if clock == "seconds" else worker.processor_times
     reached = [flops / seconds for flops, seconds in zip(work[1:], times, strict=True)]
-    profiled = subprocess.run(
-        [sys.executable, __file__, "--profile", str(folder)], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--profile", str(folder)]
+    # A profile of the compiled steps would mostly be one of compiling.
+    profiled = "{}" if compiled else subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {
-        "workload": workload.name,
+        "workload": workload.name + ", compiled" * compiled,
         "seconds": times,
         "clock": clock,
         "flops": work[1:],
         "matmul_rate": rate,
         "tokens_at_once": tokens,
         "share": statistics.median(reached) / rate,
-        "profile": json.loads(profiled.stdout.splitlines()[-1]),
+        "profile": json.loads(profiled.splitlines()[-1]),
     }
 
 
@@ -140,6 +141,7 @@ def rows(results: list[dict[str, Any]], goal: float = GOAL) -> list[dict[str, An
 
 def profile_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where the time goes, in shares of the profiled steps."""
+    results = [each for each in results if each["profile"]]
     kinds = dict.fromkeys(kind for each in results for kind in each["profile"])
     return [
         {"work": kind}
@@ -152,6 +154,7 @@ def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    parser.add_argument("--compile", action="store_true", help="with compile: true")
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
     parser.add_argument("--processor-time", action="store_true", help="by the processor's clock: for a busy machine")
@@ -163,12 +166,14 @@ def main() -> None:
         return
     clock = "processor_seconds" if arguments.processor_time else "seconds"
     for name in arguments.workloads or CHOSEN:
-        found = measure(WORKLOADS[name], arguments.steps, arguments.data, clock=clock)
+        changes = {"compile": arguments.compile}
+        found = measure(WORKLOADS[name], arguments.steps, arguments.data, changes=changes, clock=clock)
         print(table(rows([found])), table(profile_rows([found])), sep="\n\n", flush=True)
         if arguments.save_as:
             command = f"python benchmarks/against_limit.py {name} --steps {arguments.steps}"
-            command += " --processor-time" * arguments.processor_time
-            print(save(f"{arguments.save_as}-{name}", command, [found]).relative_to(ROOT))
+            command += " --compile" * arguments.compile + " --processor-time" * arguments.processor_time
+            file = f"{arguments.save_as}-{name}" + "-compiled" * arguments.compile
+            print(save(file, command, [found]).relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -46,9 +46,13 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured, with a + where files differ from it."""
+    """The commit in place now, with a + where files differ from it."""
     done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+COMMIT = commit()
+"""What is measured: read when a benchmark starts, for by its end the checkout may have moved on."""
 
 
 def alternate(
@@ -82,7 +86,7 @@ def save(name: str, command: str, results: Sequence[Any], **more: Any) -> Path:
     described = {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": COMMIT,
         "machine": machine(),
         "versions": versions(),
         **more,

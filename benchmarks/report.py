@@ -41,16 +41,18 @@ def files(name: str, parts: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{name}-{part}" for part in parts)
 
 
+LIMITS = [name + end for name in against_limit.CHOSEN for end in ("", "-compiled")]
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
     "against trl": (files("against_trl", WORKLOADS), lambda results: table(against_trl.rows(results))),
     "memory and agreement": (files("against_trl", WORKLOADS), lambda results: table(against_trl.memory_rows(results))),
     "against trl on a gpu": (files("against_trl_gpu", WORKLOADS), lambda results: table(against_trl.rows(results))),
     "against the limit": (
-        files("against_limit", against_limit.CHOSEN),
+        files("against_limit", LIMITS),
         lambda results: table(against_limit.rows(results)),
     ),
     "where the rest goes": (
-        files("against_limit", against_limit.CHOSEN),
+        files("against_limit", LIMITS),
         lambda results: table(against_limit.profile_rows(results)),
     ),
     "compiled": (files("compiled", compiled.CHOSEN), lambda results: table(compiled.rows(results))),
