@@ -39,11 +39,11 @@ class Texts:
     whole: list[str]
 
 
-def choose(source: str, tokenizer: Any, data: Path) -> Texts:
+def choose(source: str, tokenizer: Any, data: Path, prompts: int | None = None) -> Texts:
     """The first prompts of a data set that have the wanted number of completions."""
-    prompts, completions = SETS[source]
+    count, completions = SETS[source]
     found = read_comparisons(data / FILES[source], on_error="skip").records
-    records = [record for record in found if len(record.completions) == completions][:prompts]
+    records = [record for record in found if len(record.completions) == completions][: prompts or count]
     return Texts(records, [text for record in records for text in whole_texts(record, tokenizer)])
 
 
@@ -79,8 +79,9 @@ def measure(
     data: Path,
     clock: Callable[[], float] = perf_counter,
     ways: Sequence[str] = WAYS,
+    prompts: int | None = None,
 ) -> dict[str, Any]:
-    """Seconds of these ways for one data set, and how far their scores are from Plaudit's."""
+    """Seconds of these ways for one data set (or its first prompts), and how far their scores are from Plaudit's."""
     folder = CACHE / "scoring"
     if not (folder / "model").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def measure(
     model = RewardModel.from_pretrained(folder / "model").eval()
     plain = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    texts = choose(source, tokenizer, data)
+    texts = choose(source, tokenizer, data, prompts)
     classify = pipeline("text-classification", model=plain, tokenizer=tokenizer, function_to_apply="none")
     scores: dict[str, Tensor] = {}
 
