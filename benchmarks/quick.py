@@ -3,7 +3,8 @@
     python benchmarks/quick.py [--record] [--data FOLDER]
 
 Everything runs on one thread and is timed by the processor's clock, so that other work on the machine hardly matters;
-the steps are half as large as those of the other tables, whose ratios are therefore others. Ends with an error when a ratio fell by more than a quarter.
+the steps are half as large as those of the other tables, whose ratios are therefore others. Ends with an error when a
+ratio fell by more than a quarter.
 """
 
 import argparse
