@@ -117,11 +117,12 @@ def test_extremes_of_weights():
         corrected_score_weights(logprobs, behaviour, torch.tensor([0, 1]), advantages[:, 0], advantages, truncation=-1)
     with pytest.raises(ValueError, match=r"sampled_advantages must have shape \(2,\), got \(2, 1\)"):
         corrected_score_weights(logprobs, behaviour, torch.tensor([0, 1]), advantages[:, :1], advantages, truncation=1)
-    with pytest.raises(ValueError, match="a penalty with coefficient 0.5 needs reference_logprobs"):
+    with pytest.raises(ValueError, match=r"a penalty with coefficient 0\.5 needs reference_logprobs"):
         action_utilities(logprobs, advantages, coefficient=0.5)
     # An action that is not allowed has no utility, whatever the critic says of it.
     utilities = action_utilities(logprobs[:1], torch.tensor([[2.0, math.nan]]).double(), logprobs[:1], coefficient=0.5)
-    assert utilities.utilities.tolist() == [[2.0, 0.0]] and utilities.values.tolist() == [2.0]
+    assert utilities.utilities.tolist() == [[2.0, 0.0]]
+    assert utilities.values.tolist() == [2.0]
 
 
 def test_the_step_is_the_nearest_one_within_the_limit():
@@ -207,7 +208,9 @@ def test_masked_steps_and_forbidden_actions_never_matter():
             statistics=statistics, entropy_coefficient=0.1,
         )  # fmt: skip
         (gradient,) = torch.autograd.grad(loss, leaf)
-        assert torch.isfinite(gradient).all() and not gradient[0, 2].any() and gradient[0, 0, 1] == 0
+        assert torch.isfinite(gradient).all()
+        assert not gradient[0, 2].any()
+        assert gradient[0, 0, 1] == 0
         assert all(torch.isfinite(value) for value in metrics.values())
-    with pytest.raises(ValueError, match="a trust region with limit 0.5 needs average_logprobs"):
+    with pytest.raises(ValueError, match=r"a trust region with limit 0\.5 needs average_logprobs"):
         trust_region_policy_loss(logits, weights, mask, limit=0.5)

@@ -78,7 +78,7 @@ def corrected_score_weights(
     *,
     truncation: float,
 ) -> Tensor:
-    """`w(a) = 1[a = a_t] min(c, ρ(a)) Â + [1 - c/ρ(a)]₊ π(a) A(a)`, `ρ = π/μ`: equation 7 of the paper (9 with `Â`, `A`).
+    """`w(a) = 1[a = a_t] min(c, ρ(a)) Â + [1 - c/ρ(a)]₊ π(a) A(a)`, `ρ = π/μ`: equations 7 and 9 of the paper.
 
     For `a_t ~ μ` and `Â = A(a_t)` the expectation is `π(a) A(a)` for **every** c, since
     `μ min(c, π/μ) + [π - c μ]₊ = π`: the sampled term has weights of at most c, and the sum makes up for what was cut.

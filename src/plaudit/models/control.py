@@ -46,6 +46,34 @@ class ActorCriticNetwork(nn.Module):
         return found
 
 
+class ActorActionValueNetwork(nn.Module):
+    """`logits = actor(o)`, `Q = critic(o)`: as `ActorCriticNetwork`, with a value for each action.
+
+    Attributes:
+        observation_size, num_actions: of the vectors that come in and the tables that go out.
+    """
+
+    def __init__(
+        self, observation_size: int, num_actions: int, *, hidden: Sequence[int] = (64, 64), seed: int = 0
+    ) -> None:
+        """Draw the weights from `seed`; the global generator is left as it was.
+
+        Raises:
+            ValueError: for sizes below 1.
+        """
+        super().__init__()
+        if min(observation_size, num_actions, *hidden) < 1:
+            raise ValueError(f"sizes must be at least 1, got {observation_size}, {num_actions}, {tuple(hidden)}")
+        self.observation_size, self.num_actions = observation_size, num_actions
+        generator = torch.Generator().manual_seed(seed)
+        self.actor = perceptron((observation_size, *hidden, num_actions), 0.01, generator)
+        self.critic = perceptron((observation_size, *hidden, num_actions), 1.0, generator)
+
+    def tables(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations `[..., O]` to log-probabilities and action values, both `[..., A]`."""
+        return torch.log_softmax(self.actor(observations), -1), self.critic(observations)
+
+
 def perceptron(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.Sequential:
     """Linear layers of these sizes, input first, with tanh between them; orthogonal weights, the last by its gain."""
     layers: list[nn.Module] = []

@@ -130,14 +130,15 @@ class Collector:
             policy's; `state` is the memory before the first step of a policy that has one (`StatefulPolicy`).
         """
         columns: dict[str, list[Tensor]] = {}
-        memory = policy.memory(self.environments.num_envs).clone() if isinstance(policy, StatefulPolicy) else None
+        stateful = policy if isinstance(policy, StatefulPolicy) else None
+        memory = None if stateful is None else stateful.memory(self.environments.num_envs).clone()
         for _ in range(num_steps):
             drawn = policy.sample(self._observations, generator=self.generator)
             step = self._step(drawn.actions)
             step |= {"actions": drawn.actions, "behaviour_logprobs": drawn.logprobs, "values": drawn.values}
             step |= drawn.columns or {}
-            if isinstance(policy, StatefulPolicy):
-                policy.end_episodes(step["terminated"] | step["truncated"])
+            if stateful is not None:
+                stateful.end_episodes(step["terminated"] | step["truncated"])
             for name, tensor in step.items():
                 columns.setdefault(name, []).append(tensor)
         stacked = {name: torch.stack(tensors, 1) for name, tensors in columns.items()}

@@ -21,7 +21,7 @@ _PER_STEP = (
     "truncated",
     "mask",
 )
-_PER_STEP_AND_MORE = ("observations", "next_observations", "behaviour_logits", "options", "goals")
+_PER_STEP_AND_MORE = ("observations", "next_observations", "behaviour_logits", "behaviour_actions", "options", "goals")
 _PER_ROW = ("group_ids", "state", "policy_version")
 
 
@@ -45,7 +45,8 @@ class Trajectory:
         mask: `[B, T]` bool, True exactly on the steps that the policy chose.
         observations: `[B, T, ...]` or None, what the policy saw.
         next_observations: `[B, T, ...]` or None, what followed; the final observation at an end or a truncation.
-        behaviour_logits: `[B, T, A]` or None, only for few actions.
+        behaviour_logits: `[B, T, A]` or None, only for few actions (or for the `k` of `behaviour_actions`).
+        behaviour_actions: `[B, T, k]` int64 or None, the actions that `behaviour_logits` belong to; None for all.
         group_ids: `[B]` int64 or None, rows of one prompt share an id.
         options: `[B, T]` int64 or None, the option in force.
         goals: `[B, T, ...]` or None, a manager's goals.
@@ -66,6 +67,7 @@ class Trajectory:
     observations: Tensor | None = None
     next_observations: Tensor | None = None
     behaviour_logits: Tensor | None = None
+    behaviour_actions: Tensor | None = None
     group_ids: Tensor | None = None
     options: Tensor | None = None
     goals: Tensor | None = None
@@ -99,6 +101,11 @@ class Trajectory:
     def num_steps(self) -> int:
         """`T`, masked steps included."""
         return self.actions.shape[1]
+
+    @staticmethod
+    def per_row_names() -> tuple[str, ...]:
+        """The fields that have one entry for each row, and none for each step."""
+        return _PER_ROW
 
     def to(self, device: torch.device | str) -> "Trajectory":
         """The same trajectory on `device`."""

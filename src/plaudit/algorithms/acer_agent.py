@@ -1,0 +1,136 @@
+"""ACER in environments: segments, their replay, and the updates on both."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from plaudit.algorithms.acer import acer_loss
+from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.updating import combine_metrics
+from plaudit.configs.acer import AcerConfig
+from plaudit.core.finite import NonFiniteError
+from plaudit.models.control import ActorActionValueNetwork
+from plaudit.rollout.action_values import ActionTables, ActionValuePolicy
+from plaudit.rollout.segments import SegmentReplay
+from plaudit.rollout.trajectory import StepPolicy, Trajectory
+
+
+class AcerAgent:
+    """Satisfies `plaudit.algorithms.base.Agent`.
+
+    Attributes:
+        config: every option.
+        policy: what learns; `average` is the average policy, None without a trust region.
+        replay: the recent segments.
+        num_environments, num_steps: see `Agent`.
+    """
+
+    def __init__(self, config: AcerConfig, sizes: TaskSizes, *, total_steps: int, seed: int) -> None:
+        """Draw the weights from `seed`, which also decides what is replayed and how often."""
+        self.config = config
+        self.num_environments, self.num_steps = config.num_environments, config.rollout_steps
+        network = ActorActionValueNetwork(*sizes, hidden=config.hidden, seed=seed)
+        self.policy = ActionValuePolicy(network)
+        self.average = None if config.trust_region is None else copy.deepcopy(network).requires_grad_(False)
+        self.replay = SegmentReplay(max(config.buffer_size // config.rollout_steps, config.num_environments))
+        self.optimizer = torch.optim.RMSprop(
+            network.parameters(), lr=config.learning_rate, alpha=config.squares_decay, eps=config.epsilon
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+        self.total_steps = total_steps
+        self.steps_seen = 0
+
+    def greedy_policy(self) -> StepPolicy:
+        """The likeliest action everywhere."""
+        return ActionValuePolicy(self.policy.network, greedy=True)
+
+    def update(self, trajectory: Trajectory) -> dict[str, float]:
+        """One update on these `T` steps, then Poisson-many on replayed segments."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self._rate_left()
+        trajectory = without_stale_columns(trajectory)
+        self.steps_seen += trajectory.num_rows * trajectory.num_steps
+        taken = [self._step(trajectory)]
+        self.replay.add(trajectory)
+        replays = 0
+        if config.replay_ratio and self.steps_seen >= config.learning_starts:
+            rate = torch.tensor(config.replay_ratio)
+            replays = int(torch.poisson(rate, generator=self.generator))
+        for _ in range(replays):
+            taken.append(self._step(self.replay.sample(self.num_environments, generator=self.generator)))
+        found = combine_metrics(taken)
+        return found | {"replay/updates": float(replays), "replay/segments": float(len(self.replay))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, average, optimizer, replay, steps and random state."""
+        return {
+            "policy": self.policy.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "steps_seen": self.steps_seen,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.steps_seen = int(state["steps_seen"])
+        self.generator.set_state(state["generator"])
+
+    def _rate_left(self) -> float:
+        return 1.0 if self.config.schedule == "constant" else max(1 - self.steps_seen / self.total_steps, 0.0)
+
+    def _step(self, trajectory: Trajectory) -> dict[str, float]:
+        """One optimizer step, and the average policy's after it."""
+        config, network = self.config, self.policy.network
+        tables, next_values = self._judge(trajectory)
+        loss, found = acer_loss(tables, trajectory, config, next_values=next_values)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = math.inf if config.max_gradient_norm is None else config.max_gradient_norm
+        norm = float(clip_grad_norm_(network.parameters(), limit))
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"after {self.steps_seen} steps the norm of the gradient is {norm}, so the weights were left as they "
+                "were. Lower learning_rate, or look at the rewards"
+            )
+        self.optimizer.step()
+        if self.average is not None:
+            with torch.no_grad():
+                pairs = zip(self.average.actor.parameters(), network.actor.parameters(), strict=True)
+                for theirs, mine in pairs:
+                    theirs.lerp_(mine, 1 - config.average_decay)
+        names, values = list(found), torch.stack([value.detach().float() for value in found.values()]).tolist()
+        return dict(zip(names, values, strict=True)) | {"gradient_norm": norm}
+
+    def _judge(self, trajectory: Trajectory) -> tuple[ActionTables, Tensor]:
+        """Tables of every step, and `V(s_{t+1})` `[B, T]`: of the next step, or of what followed the last one."""
+        observations, following = trajectory.observations, trajectory.next_observations
+        assert observations is not None
+        assert following is not None
+        logprobs, action_values = self.policy.tables(observations)
+        with torch.no_grad():
+            values = (logprobs.exp() * action_values).sum(-1)
+            next_values = torch.cat([values[:, 1:], self.policy.values(following[:, -1]).unsqueeze(1)], 1)
+            if trajectory.truncated.any():
+                next_values[trajectory.truncated] = self.policy.values(following[trajectory.truncated])
+            average = None
+            if self.average is not None:
+                average = torch.log_softmax(self.average.actor(self.policy.vectors(observations)), -1).flatten(0, 1)
+        return ActionTables(logprobs.flatten(0, 1), action_values.flatten(0, 1), average), next_values
+
+
+def without_stale_columns(trajectory: Trajectory) -> Trajectory:
+    """What a replay keeps: without what only the policy that played knew of values and states of memory."""
+    zeros = torch.zeros_like(trajectory.rewards)
+    return trajectory.with_fields(values=zeros, next_values=zeros, state=None, policy_version=None)

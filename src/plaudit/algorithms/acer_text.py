@@ -1,0 +1,169 @@
+"""ACER on whole answers: those of earlier iterations are learned from again (see `plaudit.algorithms.acer`).
+
+A batch of fresh answers is followed by Poisson-many batches of the same size from the replay. Rewards are kept as the
+reward gave them; the penalty towards the reference, the values and the importance weights are those of the policy at
+the moment of each step.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from plaudit.algorithms.acer import acer_loss
+from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.updating import combine_metrics
+from plaudit.configs.acer import AcerTextConfig
+from plaudit.core.finite import NonFiniteError
+from plaudit.rollout.action_values import ActionTablePolicy
+from plaudit.rollout.segments import SegmentReplay
+from plaudit.rollout.trajectory import Trajectory, concatenate
+
+
+class AcerText:
+    """Satisfies `plaudit.algorithms.base.Algorithm`.
+
+    Attributes:
+        config: every option.
+        policy: gives tables over all actions, and keeps the average policy.
+        replay: answers of earlier batches; `group_ids` must mean the same prompts in every batch.
+        needs_critic, needs_groups, needs_greedy: False: the critic is in the tables.
+    """
+
+    needs_critic = False
+    needs_groups = False
+    needs_greedy = False
+
+    def __init__(
+        self,
+        config: AcerTextConfig,
+        policy: ActionTablePolicy,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_gradient_norm: float | None = None,
+        total_updates: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`seed` decides what is replayed; `total_updates` is not needed."""
+        self.config = config
+        self.policy = policy
+        self.optimizer = optimizer
+        self.max_gradient_norm = max_gradient_norm
+        self.replay = SegmentReplay(config.buffer_size)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.num_updates = 0
+        self._rows_per_step = 0
+
+    def prepare(self, trajectory: Trajectory, *, baselines: Tensor | None = None) -> Prepared:
+        """The fresh answers with the distributions they were drawn from, and after them those that are replayed.
+
+        Raises:
+            ValueError: for a reward that is not finite, more answers than the replay holds, or given baselines.
+        """
+        if baselines is not None:
+            raise ValueError("ACER compares with its own critic: greedy baselines were given")
+        if not bool(trajectory.rewards[trajectory.mask].isfinite().all()):
+            raise NonFiniteError(f"update {self.num_updates}: a reward is not finite, so nothing was learned from it")
+        fresh = self.with_distributions(trajectory)
+        rows = self._rows_per_step = fresh.num_rows
+        self.replay.add(fresh)
+        replays = int(torch.poisson(torch.tensor(self.config.replay_ratio), generator=self.generator))
+        parts = [fresh, *(self.replay.sample(rows, generator=self.generator) for _ in range(replays))]
+        nothing = torch.zeros_like((together := concatenate(parts)).rewards)
+        metrics = {"replay/updates": float(replays), "replay/answers": float(len(self.replay))}
+        return Prepared(trajectory=together, advantages=nothing, returns=nothing, metrics=metrics)
+
+    @torch.no_grad()
+    def with_distributions(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory with the distributions of the policy as it is (the one that answered), without its values."""
+        size = self.config.behaviour_tokens
+        mask = trajectory.mask
+        columns: list[Tensor] = []
+        for part in self._micro_batches(trajectory):
+            few = trajectory.select(part)
+            logprobs = self.policy.tables(few).logprobs
+            kept = logprobs.topk(min(size or logprobs.shape[-1], logprobs.shape[-1]), dim=-1)
+            if not columns:
+                shape = (*mask.shape, kept.values.shape[-1])
+                columns = [kept.values.new_zeros(shape), kept.indices.new_zeros(shape)]
+            for column, found in zip(columns, kept, strict=True):
+                rows = column.new_zeros((*few.mask.shape, column.shape[-1]))
+                rows[few.mask] = found
+                column[part] = rows
+        zeros = torch.zeros_like(trajectory.rewards)
+        return trajectory.with_fields(
+            behaviour_logits=columns[0], behaviour_actions=columns[1], values=zeros, next_values=zeros
+        )
+
+    def minibatches(self, prepared: Prepared, generator: torch.Generator | None = None) -> list[Tensor]:
+        """The rows of the fresh batch, then of each replayed one; `generator` is not drawn from."""
+        return list(torch.split(torch.arange(prepared.trajectory.num_rows), self._rows_per_step))
+
+    def step(self, prepared: Prepared, rows: Tensor) -> dict[str, float]:
+        """One optimizer step on these rows, and the average policy's after it.
+
+        Raises:
+            NonFiniteError: if the gradient is not finite; the weights have not been moved.
+        """
+        whole = prepared.trajectory.select(rows.to(prepared.trajectory.mask.device))
+        total = int(whole.mask.sum())
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        for part in self._micro_batches(whole):
+            few = whole.select(part)
+            share = int(few.mask.sum()) / total
+            tables = self.policy.tables(few)
+            loss, found = acer_loss(tables, few, self.config, kl_coefficient=self.config.kl_coefficient)
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in found.items():
+                extreme = name == "policy/ratio_max"
+                old = metrics.get(name, 0.0)
+                metrics[name] = max(old, float(value)) if extreme else old + share * float(value)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
+        norm = float(clip_grad_norm_(parameters, limit))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"update {self.num_updates}: the norm of the gradient is {norm}; nothing was moved")
+        self.optimizer.step()
+        self.policy.move_average(self.config.average_decay)
+        return metrics | {"gradient_norm": norm}
+
+    def stop_early(self, metrics: dict[str, float]) -> bool:
+        """Never: the trust region bounds every step."""
+        return False
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Count the update."""
+        self.num_updates += 1
+        return metrics
+
+    def update(
+        self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """Learn from a fresh batch, and from replayed ones."""
+        prepared = self.prepare(trajectory, baselines=baselines)
+        taken = [self.step(prepared, rows) for rows in self.minibatches(prepared, generator)]
+        return self.finish(prepared.metrics | combine_metrics(taken))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, replay, random state and the average policy."""
+        return {
+            "num_updates": self.num_updates,
+            "replay": self.replay.state_dict(),
+            "generator": self.generator.get_state(),
+            "average": self.policy.average_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.num_updates = int(state["num_updates"])
+        self.replay.load_state_dict(state["replay"])
+        self.generator.set_state(state["generator"])
+        self.policy.load_average_state(state["average"])
+
+    def _micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
+        split = getattr(self.policy, "micro_batches", None)
+        return [torch.arange(trajectory.num_rows)] if split is None else split(trajectory)
