@@ -7,11 +7,15 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
+from plaudit.algorithms.a3c import A3CAgent
+from plaudit.algorithms.acer_agent import AcerAgent
 from plaudit.algorithms.base import Agent, TaskSizes
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.dqn import DQN
 from plaudit.algorithms.feudal import Feudal
 from plaudit.algorithms.option_critic import OptionCritic
+from plaudit.configs.a3c import A3CConfig
+from plaudit.configs.acer import AcerConfig
 from plaudit.configs.agents import AgentConfig
 from plaudit.configs.base import Config
 from plaudit.configs.feudal import FeudalConfig
@@ -101,6 +105,8 @@ AGENTS: Mapping[type[Config], Callable[..., Agent]] = {
     QLearningConfig: DQN,
     OptionCriticConfig: OptionCritic,
     FeudalConfig: Feudal,
+    AcerConfig: AcerAgent,
+    A3CConfig: A3CAgent,
 }
 """What each configuration of `AgentConfig` makes."""
 

@@ -4,16 +4,20 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
 import torch
 
+from plaudit.algorithms.a3c import A3CAgent
 from plaudit.algorithms.agents import build_agent, task_sizes
 from plaudit.algorithms.base import Agent, TaskSizes
+from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.base import dump_config
 from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
@@ -31,9 +35,12 @@ from plaudit.training.results import save_whole
 from plaudit.training.session import compare_configurations
 from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import Trackers
+from plaudit.training.workers import WorkerPool, WorkerTask
 
 EVALUATION_SEED = 0x5EED
 """Added to the run's seed for the environments of evaluations, which are the same every time."""
+REPORT_EVERY = 20
+"""Updates of an asynchronous worker between two of its reports."""
 RECENT = 100
 """Episodes over which the return of training is averaged."""
 
@@ -211,6 +218,10 @@ def run_updates(job: GymJob) -> str:
             )
         )
         stop = stack.enter_context(StopRequest())
+        advance: Callable[[], dict[str, float]] = partial(play_and_update, job)
+        if isinstance(agent, A3CAgent):
+            pool = stack.enter_context(WorkerPool(worker_task(job, agent.config), agent))
+            advance = partial(from_workers, job, pool, lambda: bool(stop.requested))
         while job.steps < config.total_steps:
             if stop.requested:
                 job.save()
@@ -218,20 +229,60 @@ def run_updates(job: GymJob) -> str:
                 say(f"gym: stopped by {stop.requested} after step {job.steps}; go on with resume")
                 return str(stop.requested)
             before = job.steps
-            trajectory = job.collector.collect(agent.policy, agent.num_steps)
-            metrics = agent.update(trajectory)
-            job.steps += each
+            metrics = advance()
+            if stop.requested and job.steps == before:
+                continue
             last = job.steps >= config.total_steps
             metrics |= training_metrics(job.collector)
             if last or _crossed(before, job.steps, config.evaluate_every or tenth):
                 metrics |= evaluate(job, progress)
             shown = {"return": metrics["train/return"]} if "train/return" in metrics else {}
-            metrics |= progress.update(job.steps, tokens=each, metrics=shown)
+            metrics |= progress.update(job.steps, tokens=job.steps - before, metrics=shown)
             trackers.log(job.steps, metrics)
             if last or _crossed(before, job.steps, config.save_every or tenth):
                 trackers.flush()
                 job.save()
     return "steps"
+
+
+def play_and_update(job: GymJob) -> dict[str, float]:
+    """The next steps of every environment, and what the agent learns from them."""
+    trajectory = job.collector.collect(job.agent.policy, job.agent.num_steps)
+    job.steps += trajectory.num_rows * trajectory.num_steps
+    return job.agent.update(trajectory)
+
+
+def worker_task(job: GymJob, config: A3CConfig) -> WorkerTask:
+    """What each worker process of an asynchronous run does."""
+    options = job.config
+    return WorkerTask(
+        config=config,
+        sizes=job.sizes,
+        env=options.env,
+        env_options=options.env_options,
+        total_steps=options.total_steps,
+        # A run that goes on plays other episodes than before.
+        seed=options.seed + job.steps,
+        report_every=REPORT_EVERY,
+    )
+
+
+def from_workers(job: GymJob, pool: WorkerPool, interrupted: Callable[[], bool]) -> dict[str, float]:
+    """What one of the workers has done; all of it counts. Nothing where the run was interrupted.
+
+    The last call waits until every worker has ended: what is evaluated and saved then moves no more.
+    """
+    found: dict[str, float] = {}
+    while True:
+        report, metrics = pool.advance(interrupted)
+        if report is None:
+            return found
+        found = metrics
+        job.steps += report.steps
+        job.collector.episode_returns += report.returns
+        job.collector.episode_lengths += report.lengths
+        if job.steps < job.config.total_steps:
+            return found
 
 
 def training_metrics(collector: Collector) -> dict[str, float]:
