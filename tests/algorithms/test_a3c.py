@@ -35,7 +35,8 @@ def test_one_worker_is_a2c_with_one_environment(schedule):
         collector.environments.close()
         found.append((weights(agent.policy), weights(agent.greedy_policy()), metrics))
     (mine, greedy, seen), (theirs, _, expected) = found
-    assert torch.equal(mine, theirs) and torch.equal(greedy, mine)
+    assert torch.equal(mine, theirs)
+    assert torch.equal(greedy, mine)
     assert [each.pop("workers/staleness") for each in seen] == [0.0] * 20
     assert seen == expected
 
@@ -70,8 +71,10 @@ def test_workers_that_take_turns_learn_with_stale_gradients():
             staleness.append(agent.update(trajectory)["workers/staleness"])
     for collector in collectors:
         collector.environments.close()
-    assert staleness[::2] == [0.0] + [1.0] * 79 and staleness[1::2] == [1.0] * 80
-    assert first.shared.counts.tolist() == [[80 * 16, 80]] * 2 and first.shared.steps == 2560
+    assert staleness[::2] == [0.0] + [1.0] * 79
+    assert staleness[1::2] == [1.0] * 80
+    assert first.shared.counts.tolist() == [[80 * 16, 80]] * 2
+    assert first.shared.steps == 2560
     assert evaluate_policy(Echo, second.greedy_policy(), num_episodes=8) == [LIMIT] * 8
 
 

@@ -38,15 +38,15 @@ def test_a_run_with_one_worker_is_the_synchronous_run(tmp_path):
         result = gym.main(config)
         found.append((load_file(result.model_folder / "agent.safetensors"), result.steps, result.episodes))
     (mine, *counts), (theirs, *expected) = found
-    assert counts == expected and mine.keys() == theirs.keys()
+    assert counts == expected
+    assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_a_worker_that_dies_stops_the_run():
-    pool = pool_of(1)
-    with pytest.raises(RuntimeError, match=r"worker 0 of 1 was killed by SIGKILL after 0 of its steps.*resume"), pool:
+    with pool_of(1) as pool:
         pool.processes[0].kill()
-        while True:
+        with pytest.raises(RuntimeError, match=r"worker 0 of 1 was killed by SIGKILL after 0 of its steps.*resume"):
             pool.advance()
     assert pool.processes[0].exitcode == -signal.SIGKILL
 

@@ -52,7 +52,7 @@ class SharedWeights:
     def share(self) -> None:
         """Put every tensor into memory that other processes see."""
         for tensor in (*self.parameters, *self.squares, self.counts):
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def steps(self) -> int:
@@ -171,7 +171,7 @@ class A3CAgent:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; whatever the number of workers was, what they have done counts as the first one's."""
+        """Go on from `state_dict`; what all of its workers have done counts as the first one's."""
         for name in ("parameters", "squares"):
             for tensor, saved in zip(getattr(self.shared, name), state[name], strict=True):
                 tensor.copy_(saved)

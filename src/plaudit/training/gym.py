@@ -230,7 +230,7 @@ def run_updates(job: GymJob) -> str:
                 return str(stop.requested)
             before = job.steps
             metrics = advance()
-            if stop.requested and job.steps == before:
+            if job.steps == before:  # interrupted while it waited for workers
                 continue
             last = job.steps >= config.total_steps
             metrics |= training_metrics(job.collector)

@@ -118,7 +118,8 @@ class WorkerPool:
         self.task = task
         self.agent = agent
         agent.shared.share()
-        self.stop = torch.zeros((), dtype=torch.bool).share_memory_()
+        self.stop = torch.zeros((), dtype=torch.bool)
+        self.stop.share_memory_()  # type: ignore[no-untyped-call]
         self.processes: list[Any] = []
         # A pipe for each: one that is shared could be left locked, or half written, by a worker that dies.
         self._reports: dict[Connection, int] = {}
@@ -142,12 +143,12 @@ class WorkerPool:
         self.stop.fill_(True)
         deadline = time.monotonic() + PATIENCE
         while self._reports and time.monotonic() < deadline:
-            for receiver in wait(list(self._reports), timeout=0.05):
+            for receiver in self._waiting(0.05):
                 # A worker whose reports nobody reads cannot end.
                 try:
-                    receiver.recv()  # type: ignore[union-attr]
+                    receiver.recv()
                 except EOFError:
-                    del self._reports[receiver]  # type: ignore[arg-type]
+                    del self._reports[receiver]
         for process in self.processes:
             process.join(0.5)
             if process.is_alive():
@@ -161,16 +162,21 @@ class WorkerPool:
             RuntimeError: if a worker has failed, or has died without a word.
         """
         while self._reports and not interrupted():
-            for receiver in wait(list(self._reports), timeout=0.2):
+            for receiver in self._waiting(0.2):
                 try:
-                    report: Report = receiver.recv()  # type: ignore[union-attr]
+                    report: Report = receiver.recv()
                 except EOFError:
-                    self._ended(self._reports.pop(receiver))  # type: ignore[call-overload]
+                    self._ended(self._reports.pop(receiver))
                     continue
                 if report.error is not None:
                     raise RuntimeError(f"worker {report.place} failed, so the run stops:\n{report.error}")
                 return report
         return None
+
+    def _waiting(self, seconds: float) -> list[Connection]:
+        """Pipes that have something to read, an end perhaps."""
+        ready = wait(list(self._reports), timeout=seconds)
+        return [receiver for receiver in self._reports if receiver in ready]
 
     def _ended(self, place: int) -> None:
         """A worker has ended: all is well if it said so."""
