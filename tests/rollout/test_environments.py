@@ -7,7 +7,14 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 
 from plaudit.core.returns import discounted_returns
-from plaudit.rollout.environments import Collector, TokenMDPEnvironment, evaluate_policy, make_environments
+from plaudit.rollout.dialogue import DialogueMDP
+from plaudit.rollout.environments import (
+    Collector,
+    DialogueEnvironment,
+    TokenMDPEnvironment,
+    evaluate_policy,
+    make_environments,
+)
 from plaudit.rollout.tabular import TabularPolicy
 from plaudit.rollout.token_mdp import TokenMDP
 from plaudit.rollout.trajectory import Sampled
@@ -195,3 +202,23 @@ def test_faults_are_named():
         make_environments("Pendulum-v1", 1)
     with pytest.raises(ValueError, match="SAME_STEP"):
         Collector(SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")]))
+
+
+def test_a_dialogue_as_an_environment_has_the_exact_value_and_the_user_of_the_problem():
+    mdp = DialogueMDP(seed=1)
+    check_env(DialogueEnvironment(mdp), skip_render_check=True)
+    policy = mdp.policy()
+    exact = mdp.objective(mdp.reference_logprobs, coefficient=0.0).item()
+    played = evaluate_policy(lambda: DialogueEnvironment(mdp), policy, num_episodes=4000, seed=3)
+    deviation = torch.tensor(played).std().item()
+    assert np.mean(played) == pytest.approx(exact, abs=4 * deviation / 4000**0.5)
+    # The first reply, given the first word, against its exact chances.
+    environments = make_environments(lambda: DialogueEnvironment(mdp), 8)
+    found = Collector(environments, seed=0).collect(policy, 999)
+    first = found.observations == 0
+    for word in range(mdp.num_words):
+        following = found.next_observations[first & (found.actions == word)]
+        for reply in range(mdp.num_replies):
+            share = (following == mdp.next_state[0, word, reply]).double().mean().item()
+            chance = mdp.reply_probabilities[0, word, reply].item()
+            assert share == pytest.approx(chance, abs=4 * (chance * (1 - chance) / len(following)) ** 0.5)

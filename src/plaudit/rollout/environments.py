@@ -1,4 +1,4 @@
-"""Gymnasium environments as a source of trajectories, and `TokenMDP` as a Gymnasium environment.
+"""Gymnasium environments as a source of trajectories; `TokenMDP` and `DialogueMDP` as Gymnasium environments.
 
 Terminations and truncations are kept apart from end to end: a termination is `continues` 0, a truncation is `truncated`
 with the value of the environment's **final observation** in `next_values`. Needs the extra `control`.
@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
+from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.token_mdp import TokenMDP
 from plaudit.rollout.trajectory import StatefulPolicy, StepPolicy, Trajectory, new_trajectory
 
@@ -54,6 +55,39 @@ class TokenMDPEnvironment(gymnasium.Env[np.int64, np.int64]):
 
     def _observation(self) -> np.int64:
         return np.int64(self._prompt * self.mdp.num_prefixes + self._prefix)
+
+
+class DialogueEnvironment(gymnasium.Env[np.int64, np.int64]):
+    """A `DialogueMDP` as a Gymnasium environment: observation = the dialogue so far, action = word.
+
+    The user's reply is drawn by the environment's generator; the reward is the expected one, `r(s, a)`, without a
+    penalty. The last observation of an episode is the dialogue before the last word, since nobody answers that.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 Gymnasium's own form
+
+    def __init__(self, mdp: DialogueMDP | None = None) -> None:
+        self.mdp = mdp or DialogueMDP()
+        self.observation_space = spaces.Discrete(self.mdp.num_states)
+        self.action_space = spaces.Discrete(self.mdp.num_words)
+        self._state = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
+        """Begin a dialogue."""
+        super().reset(seed=seed)
+        self._state = 0
+        return np.int64(0), {}
+
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        """Say a word and hear the reply; terminated after the last turn, never truncated."""
+        reward = float(self.mdp.rewards[self._state, int(action)])
+        chances = self.mdp.reply_probabilities[self._state, int(action)].numpy()
+        reply = int(self.np_random.choice(len(chances), p=chances))
+        following = int(self.mdp.next_state[self._state, int(action), reply])
+        self._state = self._state if following < 0 else following
+        return np.int64(self._state), reward, following < 0, False, {}
 
 
 def make_environments(name: str | MakeEnvironment, num_environments: int, **options: Any) -> SyncVectorEnv:
