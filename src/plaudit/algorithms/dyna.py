@@ -15,7 +15,7 @@ import random
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit.algorithms.base import TaskSizes
 from plaudit.configs.dyna import DynaConfig
@@ -180,16 +180,19 @@ class DynaTables:
                 self._push(*before)
 
 
-class DynaPolicy:
-    """The ε-greedy (or greedy) policy of the tables; satisfies `StepPolicy`. Observations are states `[B]` int64.
+class TablePolicy(nn.Module):
+    """The ε-greedy policy of a table of action values; satisfies `StepPolicy`. Observations are states `[B]` int64.
 
     Attributes:
-        tables: the action values, which may go on learning.
-        exploration: `ε`.
+        table: `Q`, `[S, A]` float64.
+        exploration: `ε`, 0 for the greedy policy; equally good actions share.
     """
 
-    def __init__(self, tables: DynaTables, *, exploration: float) -> None:
-        self.tables = tables
+    table: Tensor
+
+    def __init__(self, table: Tensor, *, exploration: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
         self.exploration = exploration
 
     def sample(self, observations: Tensor, *, generator: torch.Generator | None = None) -> Sampled:
@@ -224,15 +227,28 @@ class DynaPolicy:
                 f"tabular Dyna needs discrete observations, got {observations.dtype} of shape "
                 f"{tuple(observations.shape)}; world_model is for the others"
             )
-        places = observations.flatten().tolist()
-        rows = torch.tensor([self.tables.values[state] for state in places], dtype=torch.float64)
-        return rows.reshape(*observations.shape, -1)
+        return self._look_up(observations)
+
+    def _look_up(self, states: Tensor) -> Tensor:
+        return self.table[states]
 
     def _logprobs(self, observations: Tensor) -> Tensor:
         rows = self._rows(observations)
         best = (rows == rows.max(-1, keepdim=True).values).double()
         chances = (1 - self.exploration) * best / best.sum(-1, keepdim=True) + self.exploration / rows.shape[-1]
         return chances.log()
+
+
+class _LivePolicy(TablePolicy):
+    """The policy of tables that go on learning, which are lists and not tensors."""
+
+    def __init__(self, tables: DynaTables, *, exploration: float) -> None:
+        super().__init__(torch.zeros(0, 0), exploration=exploration)
+        self._tables = tables
+
+    def _look_up(self, states: Tensor) -> Tensor:
+        rows = [self._tables.values[state] for state in states.flatten().tolist()]
+        return torch.tensor(rows, dtype=torch.float64).reshape(*states.shape, -1)
 
 
 class Dyna:
@@ -247,11 +263,11 @@ class Dyna:
     def __init__(self, config: DynaConfig, sizes: TaskSizes, *, total_steps: int, seed: int) -> None:
         """Tables for `sizes.observation_size` states; nothing depends on `total_steps`."""
         self.tables = DynaTables(config, sizes.observation_size, sizes.num_actions, seed=seed)
-        self.policy: StepPolicy = DynaPolicy(self.tables, exploration=config.exploration)
+        self.policy: StepPolicy = _LivePolicy(self.tables, exploration=config.exploration)
 
-    def greedy_policy(self) -> StepPolicy:
-        """Without exploration."""
-        return DynaPolicy(self.tables, exploration=0.0)
+    def greedy_policy(self) -> TablePolicy:
+        """Without exploration, as the values stand now."""
+        return TablePolicy(torch.tensor(self.tables.values, dtype=torch.float64))
 
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """Learn from real steps `[B, T]`, and from imagined ones after each."""

@@ -1,0 +1,247 @@
+"""Learning a world from play, and a controller from dreams of it."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.world_model import WorldModelConfig
+from plaudit.core.world_losses import autoencoder_loss, mixture_density_loss, reward_continuation_loss
+from plaudit.models.control import ActorCriticNetwork
+from plaudit.models.world import RecurrentDynamics, VariationalEncoder
+from plaudit.rollout.control import ControlPolicy
+from plaudit.rollout.imagination import LinearController, dream, dreamed_returns
+from plaudit.rollout.trajectory import Trajectory, concatenate
+
+ROWS_PER_STEP, PICTURES_PER_STEP = 32, 64
+
+
+def segments(play: Sequence[Trajectory], length: int) -> Trajectory:
+    """Play `[B, T]` as rows of at most `length` steps in which nothing ends before the last one.
+
+    A row may begin in the middle of an episode. `state`, which belongs to whole rows, is left out.
+
+    Raises:
+        ValueError: if there is no counted step.
+    """
+    rows: list[Trajectory] = []
+    for trajectory in play:
+        whole = trajectory.with_fields(state=None, group_ids=None, policy_version=None)
+        ended = (whole.continues == 0) | whole.truncated
+        for row in range(whole.num_rows):
+            start = 0
+            for step in range(whole.num_steps):
+                if ended[row, step] or step - start + 1 == length or step + 1 == whole.num_steps:
+                    piece = {name: tensor[row : row + 1, start : step + 1] for name, tensor in whole.tensors().items()}
+                    if bool(piece["mask"].any()):
+                        rows.append(Trajectory(**piece))
+                    start = step + 1
+    if not rows:
+        raise ValueError("there is no play to learn a world from")
+    return concatenate(rows)
+
+
+def fit_encoder(
+    encoder: VariationalEncoder,
+    observations: Tensor,
+    *,
+    epochs: int,
+    learning_rate: float,
+    noise: float,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Learn the autoencoder on observations `[N, *shape]`; returns the metrics of the last pass."""
+    steps = epochs * math.ceil(len(observations) / PICTURES_PER_STEP)
+    optimizer, schedule = _optimizer(encoder, learning_rate, steps)
+    tally: list[dict[str, float]] = []
+    for _ in range(epochs):
+        tally = []
+        for rows in torch.randperm(len(observations), generator=generator).split(PICTURES_PER_STEP):
+            seen = observations[rows]
+            means, log_variances = encoder.distribution(seen)
+            drawn = torch.randn(means.shape, generator=generator)
+            found = encoder.decode(means + (log_variances / 2).exp() * drawn)
+            loss, metrics = autoencoder_loss(found, seen, means, log_variances, scale=noise)
+            _take_step(encoder, optimizer, schedule, loss)
+            tally.append({"loss": loss.item(), **{name: float(value) for name, value in metrics.items()}})
+    return {f"encoder/{name}": sum(each[name] for each in tally) / len(tally) for name in tally[0]}
+
+
+def fit_dynamics(
+    dynamics: RecurrentDynamics,
+    codes: Tensor,
+    next_codes: Tensor,
+    rows: Trajectory,
+    *,
+    epochs: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Learn what follows, on segments `[B, T]` of play.
+
+    Args:
+        dynamics: is changed; its units are taken from the data first.
+        codes, next_codes: `[B, T, Z]`, of `rows.observations` and `rows.next_observations`.
+        rows: from `segments`.
+        epochs, learning_rate: how long and how fast.
+        generator: orders the rows.
+
+    Returns:
+        the metrics of the last pass.
+    """
+    mask = rows.mask
+    rewards, continues = rows.rewards.to(codes.dtype), rows.continues.to(codes.dtype)
+    dynamics.set_scales(codes[mask], next_codes[mask], rewards[mask])
+    steps = epochs * math.ceil(len(codes) / ROWS_PER_STEP)
+    optimizer, schedule = _optimizer(dynamics, learning_rate, steps)
+    tally: list[dict[str, float]] = []
+    for _ in range(epochs):
+        tally = []
+        for chosen in torch.randperm(len(codes), generator=generator).split(ROWS_PER_STEP):
+            found, _ = dynamics(codes[chosen], rows.actions[chosen], dynamics.initial(len(chosen)))
+            ahead, spread = mixture_density_loss(next_codes[chosen], *found[:3], mask[chosen])
+            # Rewards count in their own unit, whatever the task's is.
+            paid, metrics = reward_continuation_loss(
+                found.rewards / dynamics.reward_scale,
+                found.continuation_logits,
+                rewards[chosen] / dynamics.reward_scale,
+                continues[chosen],
+                mask[chosen],
+            )
+            _take_step(dynamics, optimizer, schedule, ahead + paid)
+            metrics = {"density_loss": ahead.detach(), **spread, **metrics}
+            tally.append({name: float(value) for name, value in metrics.items()})
+    return {f"dynamics/{name}": sum(each[name] for each in tally) / len(tally) for name in tally[0]}
+
+
+def evolve_controller(
+    dynamics: RecurrentDynamics,
+    starts: Tensor,
+    config: WorldModelConfig,
+    *,
+    seed: int,
+    initial: Tensor | None = None,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[LinearController, dict[str, float]]:
+    """A linear controller by CMA-ES, judged in dreams alone.
+
+    Within a generation all controllers meet the same dreams; the controller that is returned is the mean of the last
+    generation's distribution, which is less lucky than its best sample.
+
+    Args:
+        dynamics: the learned world.
+        starts: codes `[N, Z]` of first observations, `config.dreams` of which are drawn in each generation.
+        config: sizes.
+        seed: of the strategy and of the dreams.
+        initial: `[A, Z + H + 1]` to begin from; zeros without it.
+        report: called with the number of the generation and its mean and best dreamed return.
+
+    Returns:
+        the controller and the last generation's metrics.
+
+    Source: Hansen, "The CMA evolution strategy: a tutorial" (arXiv:1604.00772), by the package `cma`; used as in Ha and
+    Schmidhuber (arXiv:1803.10122), appendix A.4.
+    """
+    try:
+        import cma
+    except ModuleNotFoundError as error:
+        raise ValueError("controller: cma needs the package cma: pip install 'plaudit[world]'") from error
+    shape = (dynamics.num_actions, dynamics.feature_size + 1)
+    begin = np.zeros(math.prod(shape)) if initial is None else initial.double().flatten().numpy()
+    options = {"popsize": config.population, "seed": seed + 1, "verbose": -9}
+    strategy = cma.CMAEvolutionStrategy(begin, config.initial_spread, options)
+    generator = torch.Generator().manual_seed(seed)
+    metrics: dict[str, float] = {}
+    for generation in range(config.generations):
+        asked = strategy.ask(config.population)
+        chosen = starts[torch.randint(len(starts), (config.dreams,), generator=generator)]
+        weights = torch.tensor(np.array(asked), dtype=starts.dtype).reshape(-1, *shape)
+        found = dreamed_returns(
+            dynamics,
+            weights,
+            chosen,
+            horizon=config.horizon,
+            temperature=config.temperature,
+            generator=generator,
+        ).mean(1)
+        strategy.tell(asked, (-found).tolist())
+        metrics = {"dream/mean_return": found.mean().item(), "dream/best_return": found.max().item()}
+        if report is not None:
+            report(generation, metrics)
+    mean = torch.tensor(strategy.mean, dtype=starts.dtype).reshape(shape)
+    return LinearController(mean), metrics
+
+
+def improve_controller(
+    dynamics: RecurrentDynamics,
+    starts: Tensor,
+    config: WorldModelConfig,
+    *,
+    seed: int,
+    network: ActorCriticNetwork | None = None,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[ControlPolicy, dict[str, float]]:
+    """A small actor and critic by PPO on dreams: the same update that learns from real steps.
+
+    Args:
+        dynamics, starts, config, seed, report: as in `evolve_controller`.
+        network: to go on from; a fresh one without it.
+
+    Returns:
+        the policy (which samples) and the last batch's metrics.
+    """
+    network = network or ActorCriticNetwork(dynamics.feature_size, dynamics.num_actions, seed=seed)
+    policy = ControlPolicy(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, eps=1e-5)
+    settings = AlgorithmConfig(
+        name="ppo",
+        discount=config.discount,
+        gae_lambda=0.95,
+        epochs=4,
+        minibatches=4,
+        value_coefficient=0.5,
+        kl_placement="none",
+    )
+    algorithm = build_algorithm(settings, policy, optimizer, max_gradient_norm=0.5, total_updates=config.generations)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.generations)
+    generator = torch.Generator().manual_seed(seed)
+    metrics: dict[str, float] = {}
+    for generation in range(config.generations):
+        chosen = starts[torch.randint(len(starts), (config.population * config.dreams,), generator=generator)]
+        dreamed = dream(
+            dynamics,
+            policy,
+            chosen,
+            horizon=config.horizon,
+            temperature=config.temperature,
+            generator=generator,
+        )
+        found = algorithm.update(dreamed, generator=generator)
+        schedule.step()
+        metrics = {"dream/mean_return": dreamed.rewards.sum(1).mean().item(), **found}
+        if report is not None:
+            report(generation, metrics)
+    return policy, metrics
+
+
+def _optimizer(
+    module: nn.Module, learning_rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def _take_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor
+) -> None:
+    if not loss.isfinite():
+        raise ValueError(f"the loss of a {type(module).__name__} is {loss.item()}; lower the learning rate")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
