@@ -12,16 +12,20 @@ from plaudit.algorithms.acer_agent import AcerAgent
 from plaudit.algorithms.base import Agent, TaskSizes
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.dqn import DQN
+from plaudit.algorithms.dyna import Dyna
 from plaudit.algorithms.feudal import Feudal
 from plaudit.algorithms.option_critic import OptionCritic
+from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.acer import AcerConfig
 from plaudit.configs.agents import AgentConfig
 from plaudit.configs.base import Config
+from plaudit.configs.dyna import DynaConfig
 from plaudit.configs.feudal import FeudalConfig
 from plaudit.configs.option_critic import OptionCriticConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
+from plaudit.configs.world_model import WorldModelConfig
 from plaudit.models.control import ActorCriticNetwork
 from plaudit.rollout.control import ControlPolicy
 from plaudit.rollout.episodes import FinishedEpisodes
@@ -107,6 +111,8 @@ AGENTS: Mapping[type[Config], Callable[..., Agent]] = {
     FeudalConfig: Feudal,
     AcerConfig: AcerAgent,
     A3CConfig: A3CAgent,
+    DynaConfig: Dyna,
+    WorldModelConfig: WorldModel,
 }
 """What each configuration of `AgentConfig` makes."""
 

@@ -60,7 +60,7 @@ def fit_encoder(
     tally: list[dict[str, float]] = []
     for _ in range(epochs):
         tally = []
-        for rows in torch.randperm(len(observations), generator=generator).split(PICTURES_PER_STEP):
+        for rows in _batches(len(observations), PICTURES_PER_STEP, generator):
             seen = observations[rows]
             means, log_variances = encoder.distribution(seen)
             drawn = torch.randn(means.shape, generator=generator)
@@ -101,9 +101,11 @@ def fit_dynamics(
     tally: list[dict[str, float]] = []
     for _ in range(epochs):
         tally = []
-        for chosen in torch.randperm(len(codes), generator=generator).split(ROWS_PER_STEP):
+        for chosen in _batches(len(codes), ROWS_PER_STEP, generator):
             found, _ = dynamics(codes[chosen], rows.actions[chosen], dynamics.initial(len(chosen)))
-            ahead, spread = mixture_density_loss(next_codes[chosen], *found[:3], mask[chosen])
+            ahead, spread = mixture_density_loss(
+                next_codes[chosen], found.log_weights, found.means, found.log_scales, mask[chosen]
+            )
             # Rewards count in their own unit, whatever the task's is.
             paid, metrics = reward_continuation_loss(
                 found.rewards / dynamics.reward_scale,
@@ -226,6 +228,11 @@ def improve_controller(
         if report is not None:
             report(generation, metrics)
     return policy, metrics
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """All of `count` places in a random order, `size` at a time."""
+    return torch.split(torch.randperm(count, generator=generator), size)
 
 
 def _optimizer(

@@ -136,7 +136,8 @@ class WorldModel:
         """The controller, in dreams that begin where real episodes began."""
         dynamics, starts = self.world.dynamics, self.starts()
         seed = self.seed + 104729 * self.rounds_done
-        old, metrics = self.controller, {}
+        old: LinearController | ControlPolicy = self.controller
+        metrics: dict[str, float]
         if isinstance(old, LinearController):
             self.controller, metrics = evolve_controller(dynamics, starts, self.config, seed=seed, initial=old.weights)
         else:

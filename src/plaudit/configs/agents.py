@@ -10,13 +10,16 @@ from pydantic import Field
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.acer import AcerConfig
 from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.dyna import DynaConfig
 from plaudit.configs.feudal import FeudalConfig
 from plaudit.configs.option_critic import OptionCriticConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
+from plaudit.configs.world_model import WorldModelConfig
 
 AgentConfig = Annotated[
     PolicyGradientConfig | QLearningConfig | OptionCriticConfig | FeudalConfig | AcerConfig | A3CConfig,
+    PolicyGradientConfig | QLearningConfig | OptionCriticConfig | FeudalConfig | DynaConfig | WorldModelConfig,
     Field(discriminator="name"),
 ]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""

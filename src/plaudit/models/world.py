@@ -233,7 +233,7 @@ class RecurrentDynamics(nn.Module):
         return Prediction(*(each.squeeze(1) for each in found)), memory
 
     def set_scales(self, codes: Tensor, next_codes: Tensor, rewards: Tensor) -> None:
-        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: their root mean squares; 1 where that is 0."""
+        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: root mean squares, or 1 where 0."""
         for buffer, values in ((self.change, next_codes - codes), (self.reward_scale, rewards)):
             size = values.square().mean(0).sqrt()
             buffer.copy_(torch.where(size > 1e-6, size, torch.ones_like(size)))

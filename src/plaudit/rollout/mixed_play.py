@@ -1,4 +1,4 @@
-"""Play that sees more of a world than pure chance: every episode another random controller, with its own share of chance."""
+"""Play that sees more of a world than chance: every episode another random controller, with its own share of chance."""
 
 import torch
 from torch import Tensor
