@@ -18,8 +18,14 @@ from plaudit.configs.q_learning import QLearningConfig
 from plaudit.configs.world_model import WorldModelConfig
 
 AgentConfig = Annotated[
-    PolicyGradientConfig | QLearningConfig | OptionCriticConfig | FeudalConfig | AcerConfig | A3CConfig,
-    PolicyGradientConfig | QLearningConfig | OptionCriticConfig | FeudalConfig | DynaConfig | WorldModelConfig,
+    PolicyGradientConfig
+    | QLearningConfig
+    | DynaConfig
+    | AcerConfig
+    | A3CConfig
+    | OptionCriticConfig
+    | FeudalConfig
+    | WorldModelConfig,
     Field(discriminator="name"),
 ]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""
