@@ -1,0 +1,184 @@
+"""CartPole-v1 by Plaudit and by Stable-Baselines3, with the settings that the peer's zoo publishes, seed by seed.
+
+python studies/control_peer.py run dqn --side ours --seeds 0 1 2
+python studies/control_peer.py run dqn --side theirs --seeds 0 1 2
+python studies/control_peer.py table
+
+`run` adds to `docs/studies/control-peer.jsonl`; a seed that is there is not run again. `table` prints, for each
+algorithm and side, the interquartile mean over seeds of the mean return of 100 greedy episodes, with a bootstrap
+interval. The peer runs in an environment of its own, which is made when it is first needed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "studies" / "control-peer.jsonl"
+EPISODES = 100
+TOTAL = {"ppo": 100_000, "a2c": 500_000, "dqn": 50_000}
+ALGORITHMS = tuple(TOTAL)
+
+
+def ours(name: str, seed: int) -> list[float]:
+    """Train Plaudit's agent and return what its greedy policy earns in each episode."""
+    from plaudit.algorithms.agents import build_agent, task_sizes
+    from plaudit.configs.policy_gradient import PolicyGradientConfig
+    from plaudit.configs.q_learning import QLearningConfig
+    from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+
+    configs: dict[str, Any] = {
+        "ppo": PolicyGradientConfig(name="ppo", discount=0.98),
+        "a2c": PolicyGradientConfig(name="a2c", discount=0.99),
+        "dqn": QLearningConfig(name="dqn"),
+    }
+    trial = make_environments("CartPole-v1", 1)
+    agent = build_agent(configs[name], task_sizes(trial), total_steps=TOTAL[name], seed=seed)
+    collector = Collector(make_environments("CartPole-v1", agent.num_environments), seed=1000 * seed)
+    while collector.num_steps_taken < TOTAL[name]:
+        agent.update(collector.collect(agent.policy, agent.num_steps))
+    return evaluate_policy("CartPole-v1", agent.greedy_policy(), num_episodes=EPISODES, seed=12345 + seed)
+
+
+def theirs(name: str, seed: int) -> list[float]:
+    """The same by Stable-Baselines3; to be called by the interpreter of its own environment."""
+    import torch
+    from stable_baselines3 import A2C, DQN, PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    torch.set_num_threads(1)
+    environments = make_vec_env("CartPole-v1", n_envs=1 if name == "dqn" else 8, seed=1000 * seed)
+    if name == "ppo":
+        model: Any = PPO(
+            "MlpPolicy", environments, seed=seed, device="cpu", n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98,
+            n_epochs=20, ent_coef=0.0, learning_rate=lambda left: 1e-3 * left, clip_range=lambda left: 0.2 * left,
+        )  # fmt: skip
+    elif name == "a2c":
+        model = A2C("MlpPolicy", environments, seed=seed, device="cpu", ent_coef=0.0)
+    else:
+        model = DQN(
+            "MlpPolicy", environments, seed=seed, device="cpu", learning_rate=2.3e-3, batch_size=64,
+            buffer_size=100_000, learning_starts=1000, gamma=0.99, target_update_interval=10, train_freq=256,
+            gradient_steps=128, exploration_fraction=0.16, exploration_final_eps=0.04,
+            policy_kwargs={"net_arch": [256, 256]},
+        )  # fmt: skip
+    model.learn(total_timesteps=TOTAL[name])
+    judging = make_vec_env("CartPole-v1", n_envs=8, seed=12345 + seed)
+    returns, _ = evaluate_policy(
+        model, judging, n_eval_episodes=EPISODES, deterministic=True, return_episode_rewards=True
+    )
+    return [float(value) for value in returns]
+
+
+SIDES = {"ours": ours, "theirs": theirs}
+
+
+def run(name: str, side: str, seed: int) -> dict[str, Any]:
+    """One seed of one side as a row of the results."""
+    begun = time.process_time()
+    returns = SIDES[side](name, seed)
+    mean = sum(returns) / len(returns)
+    deviation = (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5
+    seconds = round(time.process_time() - begun)
+    found = {"algorithm": name, "side": side, "seed": seed, "mean": mean, "deviation": round(deviation, 1)}
+    return found | {"cpu_seconds": seconds}
+
+
+def interquartile_mean(values: Any) -> Any:
+    """Mean over the last axis `[..., n]` of what is left without the lowest and the highest quarter."""
+    import numpy as np
+
+    ordered = np.sort(np.asarray(values, dtype=float), -1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+
+def bootstrap_interval(values: Sequence[float], *, draws: int = 10_000) -> tuple[float, float]:
+    """95 % percentile interval of the interquartile mean, from seeds drawn with replacement."""
+    import numpy as np
+
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (draws, len(values)))
+    low, high = np.quantile(interquartile_mean(drawn), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rows() -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def table() -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| algorithm | side | seeds | mean return of each | interquartile mean | 95 % interval | CPU seconds a seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found = rows()
+    for name in ALGORITHMS:
+        for side, title in (("ours", "Plaudit"), ("theirs", "Stable-Baselines3")):
+            chosen = sorted(
+                (row for row in found if (row["algorithm"], row["side"]) == (name, side)), key=lambda r: r["seed"]
+            )
+            if not chosen:
+                continue
+            means = [row["mean"] for row in chosen]
+            low, high = bootstrap_interval(means)
+            seconds = sorted(row["cpu_seconds"] for row in chosen)[len(chosen) // 2]
+            each = ", ".join(f"{mean:.1f}" for mean in means)
+            lines.append(
+                f"| {name} | {title} | {len(means)} | {each} | {float(interquartile_mean(means)):.1f} | "
+                f"{low:.1f} to {high:.1f} | {seconds} |"
+            )
+    return "\n".join(lines)
+
+
+def peer_call(name: str, seed: int) -> dict[str, Any]:
+    """One seed of the peer, by the interpreter of its own environment."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from peers import stable_baselines_python
+
+    call = [str(stable_baselines_python()), str(Path(__file__).resolve()), "one", name, "--seeds", str(seed)]
+    output = subprocess.run(
+        call, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    found: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("run", "one", "table"))
+    parser.add_argument("algorithm", choices=ALGORITHMS, nargs="?", default="dqn")
+    parser.add_argument("--side", choices=sorted(SIDES), default="ours")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    arguments = parser.parse_args()
+    if arguments.task == "table":
+        print(table())
+        return
+    if arguments.task == "one":
+        print(json.dumps(run(arguments.algorithm, "theirs", arguments.seeds[0])))
+        return
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        if any(
+            (row["algorithm"], row["side"], row["seed"]) == (arguments.algorithm, arguments.side, seed)
+            for row in rows()
+        ):
+            continue
+        found = (
+            run(arguments.algorithm, "ours", seed) if arguments.side == "ours" else peer_call(arguments.algorithm, seed)
+        )
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
