@@ -25,7 +25,7 @@ from plaudit.training.checkpoints import load_last_good, prune_checkpoints, save
 from plaudit.training.folder import check_output, output_folder
 from plaudit.training.gym_agents import load_agent, save_agent
 from plaudit.training.gym_curve import write_curve
-from plaudit.training.gym_video import record_video
+from plaudit.training.gym_video import check_video, record_video
 from plaudit.training.messages import say
 from plaudit.training.precision import threads
 from plaudit.training.processes import Processes
@@ -185,6 +185,8 @@ def main(config: GymConfig, *, dry_run: bool = False) -> GymResult | list[float]
 
 def prepare(config: GymConfig) -> GymJob:
     """Make the environments and the agent that fits them."""
+    if config.video:
+        check_video(config.env, **config.env_options)
     trial = make_environments(config.env, 1, **config.env_options)
     sizes = task_sizes(trial)
     trial.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
@@ -15,29 +16,42 @@ LONGEST = 3000
 """Steps after which an episode that does not end is cut off."""
 
 
+def check_video(env: str, **options: Any) -> None:
+    """See that an environment can be filmed, before anything is learned in it.
+
+    Raises:
+        ValueError: if it renders no pictures, or what it renders with is not installed.
+    """
+    plain = gymnasium.make(env, **options)
+    modes = plain.metadata.get("render_modes", ())
+    plain.close()
+    if "rgb_array" not in modes:
+        raise ValueError(f"video: {env} renders no pictures")
+    try:
+        environment = gymnasium.make(env, render_mode="rgb_array", **options)
+        environment.reset(seed=0)
+        environment.render()
+        environment.close()
+    except DependencyNotInstalled as error:
+        raise ValueError(f"video: {error}; pip install 'plaudit[video]'") from error
+
+
 def record_video(env: str, policy: StepPolicy, folder: Path, *, seed: int = 0, **options: Any) -> Path:
     """Record one episode as `agent-episode-0.mp4` (where `moviepy` is installed) or `agent.gif`.
 
     Raises:
-        ValueError: if the environment renders no pictures, or what it renders with is not installed.
+        ValueError: see `check_video`.
     """
-    try:
-        environment: Any = gymnasium.make(env, render_mode="rgb_array", **options)
-        if "rgb_array" not in environment.metadata.get("render_modes", ()):
-            environment.close()
-            raise ValueError(f"video: {env} renders no pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        film = find_spec("moviepy") is not None
-        if film:
-            environment = gymnasium.wrappers.RecordVideo(
-                environment, str(folder), episode_trigger=lambda _: True, name_prefix="agent", disable_logger=True
-            )
-        frames = _play(environment, policy, seed, keep=not film)
-    except DependencyNotInstalled as error:
-        raise ValueError(f"video: {error}") from error
-    finally:
-        if "environment" in locals():
-            environment.close()
+    check_video(env, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment: Any = gymnasium.make(env, render_mode="rgb_array", **options)
+    film = find_spec("moviepy") is not None
+    if film:
+        environment = gymnasium.wrappers.RecordVideo(
+            environment, str(folder), episode_trigger=lambda _: True, name_prefix="agent", disable_logger=True
+        )
+    frames = _play(environment, policy, seed, keep=not film)
+    environment.close()
     if film:
         return folder / "agent-episode-0.mp4"
     first, *others = [Image.fromarray(frame) for frame in frames]
@@ -48,8 +62,6 @@ def record_video(env: str, policy: StepPolicy, folder: Path, *, seed: int = 0, *
 
 def _play(environment: Any, policy: StepPolicy, seed: int, *, keep: bool) -> list[Any]:
     """Frames of one episode, the first before any action; none are kept where a recorder keeps them."""
-    import torch
-
     frames: list[Any] = []
     generator = torch.Generator().manual_seed(seed)
     observation, _ = environment.reset(seed=seed)

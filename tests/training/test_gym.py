@@ -1,0 +1,171 @@
+"""`plaudit gym`: what a run leaves, that it goes on after a stop, plays again from its folder, and films itself."""
+
+import csv
+import json
+import os
+import signal
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from plaudit.configs.base import load_config
+from plaudit.configs.gym import GymConfig
+from plaudit.rollout.environments import Collector, make_environments
+from plaudit.training.gym import main, prepare
+from plaudit.training.gym_agents import load_agent
+from tests.algorithms.problems import Echo
+
+SMALL = {
+    "algorithm": {"learning_starts": 50, "rollout_steps": 50, "gradient_steps": 4, "batch_size": 16, "hidden": [16]},
+    "total_steps": 300,
+    "episodes": 4,
+    "quiet": True,
+    "threads": 1,
+}
+
+
+class Painted(Echo):
+    """Echo that can be seen, whose states and actions do not begin at 0."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 Gymnasium's own form
+    observation_space = spaces.Discrete(4, start=3)
+    action_space = spaces.Discrete(4, start=-1)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        return observation + 3, info
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        observation, *others = super().step(action + 1)
+        return observation + 3, *others
+
+    def render(self):
+        return np.full((8, 8, 3), 60 * self.state, dtype=np.uint8)
+
+
+class Picture(Echo):
+    """Echo whose observation is a picture of whole numbers."""
+
+    observation_space = spaces.Box(0, 255, (2, 2, 1), np.uint8)
+
+    def see(self):
+        return np.eye(4, dtype=np.uint8)[self.state].reshape(2, 2, 1) * 200
+
+    def reset(self, **options):
+        return super().reset(**options) and self.see(), {}
+
+    def step(self, action):
+        _, *others = super().step(action)
+        return self.see(), *others
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    for cls in (Echo, Painted, Picture):
+        gymnasium.register(f"Test{cls.__name__}-v0", cls)
+    yield
+    for cls in (Echo, Painted, Picture):
+        del gymnasium.registry[f"Test{cls.__name__}-v0"]
+
+
+def config(folder, **options):
+    return load_config(GymConfig, overrides={"env": "TestEcho-v0", "output": folder / "run"} | SMALL | options)
+
+
+def test_a_run_leaves_an_agent_a_curve_and_a_result_and_plays_again(tmp_path, capsys):
+    result = main(config(tmp_path))
+    folder = tmp_path / "run"
+    assert (result.stopped_by, result.steps, result.exit_code) == ("steps", 300, 0)
+    assert result.model_folder == folder / "model"
+    rows = list(csv.DictReader((folder / "curve.csv").open()))
+    assert [row["steps"] for row in rows] == ["50", "100", "150", "200", "250", "300"]
+    assert float(rows[-1]["return"]) == result.metrics["return"]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "result.json").read_text())["episodes"] == 300 // 8
+    description = json.loads((folder / "model" / "agent.json").read_text())
+    assert (description["env"], description["algorithm"]["name"]) == ("TestEcho-v0", "dqn")
+    saved = load_agent(folder)
+    seen = torch.arange(4)
+    assert torch.equal(saved.policy.action_values(seen), result.agent.greedy_policy().action_values(seen))
+    returns = main(load_config(GymConfig, overrides={"evaluate": str(folder), "episodes": 4, "threads": 1}))
+    assert np.mean(returns) == result.metrics["return"]  # the same environments by the same seed
+    assert "dqn in TestEcho-v0: return" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="already holds a run"):
+        main(config(tmp_path))
+    with pytest.raises(ValueError, match="holds no agent"):
+        load_agent(tmp_path)
+
+
+def test_a_signal_saves_and_the_run_goes_on_with_the_same_agent(tmp_path):
+    stopping = config(tmp_path)
+    job = prepare(stopping)
+    job.collector.environments.close()
+    updates = 0
+    original = type(job.agent).update
+
+    def update(self, trajectory):
+        nonlocal updates
+        updates += 1
+        if updates == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, trajectory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(job.agent), "update", update)
+        stopped = main(stopping)
+    assert (stopped.stopped_by, stopped.exit_code, stopped.steps) == ("SIGTERM", 143, 150)
+    again = prepare(config(tmp_path, resume=True))
+    assert again.resume()
+    again.collector.environments.close()
+    mine, its = stopped.agent.state_dict(), again.agent.state_dict()
+    assert mine["steps"] == its["steps"] == 150
+    assert torch.equal(mine["generator"], its["generator"])
+    for name in ("network", "target"):
+        assert all(torch.equal(mine[name][key], its[name][key]) for key in mine[name])
+    for name, tensor in mine["replay"]["columns"].items():
+        assert torch.equal(tensor, its["replay"]["columns"][name])
+    assert again.collector.episode_returns == [float(value) for value in again.collector.episode_returns]
+    finished = main(config(tmp_path, resume=True))
+    assert (finished.stopped_by, finished.steps) == ("steps", 300)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [50, 100, 150, 200, 250, 300]
+    with pytest.raises(ValueError, match="another configuration"):
+        main(config(tmp_path, resume=True, seed=5))
+
+
+def test_an_episode_is_filmed_and_spaces_may_begin_anywhere(tmp_path):
+    result = main(config(tmp_path, env="TestPainted-v0", video=True))
+    films = list((tmp_path / "run" / "video").iterdir())
+    assert len(films) == 1
+    if films[0].suffix == ".gif":
+        from PIL import Image
+
+        assert Image.open(films[0]).n_frames > 1
+    assert result.steps == 300
+    with pytest.raises(ValueError, match="renders no pictures"):
+        main(config(tmp_path, overwrite=True, video=True))
+
+
+def test_pictures_come_as_one_vector_of_numbers():
+    environments = make_environments(Picture, 2)
+    collector = Collector(environments)
+    job = prepare(load_config(GymConfig, overrides={"env": "TestPicture-v0"} | SMALL))
+    assert job.sizes == (4, 4)
+    found = collector.collect(job.agent.policy, 3)
+    assert found.observations.shape == (2, 3, 4)
+    assert found.observations.sum(-1).unique().tolist() == [200.0]
+    for each in (environments, job.collector.environments):
+        each.close()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert main(config(tmp_path), dry_run=True) == []
+    assert "4 numbers" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
