@@ -69,7 +69,7 @@ class TabularQ:
             active: `[R]` bool.
         """
         count = len(self.tables)
-        moved = torch.randint(count, (len(states),), generator=self.generator) if count > 1 else torch.zeros_like(states)
+        moved = torch.randint(count, (len(states),), generator=self.generator)
         chooser = self.tables[moved, self._runs, next_states]
         valuer = self.tables[(moved + 1) % count, self._runs, next_states]
         following = valuer.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
