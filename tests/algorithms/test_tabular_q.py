@@ -58,10 +58,10 @@ def test_maximisation_bias_as_in_the_table(double):
 def test_the_hard_optimum_of_strings_is_reached(double):
     mdp = TokenMDP(vocabulary=3, max_length=3)
     allowed = torch.ones(mdp.num_states, mdp.vocabulary, dtype=torch.bool)
-    learner = TabularQ(16, allowed, double=double, step_size=0.5, epsilon=1.0)
+    learner = TabularQ(16, allowed, double=double, step_size=1.0, epsilon=1.0)  # nothing is random in these steps
     states = torch.zeros(16, dtype=torch.int64)
     everyone = torch.ones(16, dtype=torch.bool)
-    for _ in range(2400 if double else 800):
+    for _ in range(2000 if double else 1000):
         actions = learner.act(states)
         following = mdp.next_prefix[states, actions]
         ended = following < 0
@@ -70,4 +70,4 @@ def test_the_hard_optimum_of_strings_is_reached(double):
         states = following.clamp(min=0)  # state 0 is the empty prefix
     best = mdp.string_rewards[0].max().item()
     found = learner.tables[:, :, 0].amax(-1)
-    assert found.mean().item() == pytest.approx(best, rel=1e-3)
+    assert found.mean().item() == pytest.approx(best, rel=1e-12)
