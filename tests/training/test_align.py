@@ -90,6 +90,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": {"name": "grpo", "epochs": 2, "minibatches": 2}},
     "shared critic": {"critic": "shared", "algorithm": {"name": "a2c"}},
     "lora": {"lora": True, "algorithm": {"name": "rloo"}},
+    "acer": {"algorithm": {"name": "acer", "replay_ratio": 1.5, "buffer_size": 16, "behaviour_tokens": 8}},
 }
 
 

@@ -44,15 +44,15 @@ class AcerText:
         *,
         max_gradient_norm: float | None = None,
         total_updates: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
-        """`seed` decides what is replayed; `total_updates` is not needed."""
+        """`seed` decides what is replayed, None for torch's own; `total_updates` is not needed."""
         self.config = config
         self.policy = policy
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.replay = SegmentReplay(config.buffer_size)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
         self.num_updates = 0
         self._rows_per_step = 0
 

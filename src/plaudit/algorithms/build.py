@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from plaudit.algorithms.acer_text import AcerText
 from plaudit.algorithms.base import Algorithm
 from plaudit.algorithms.updating import PolicyGradient
+from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
@@ -15,6 +17,7 @@ from plaudit.rollout.trajectory import Policy
 ALGORITHMS: Mapping[type[Config], Callable[..., Algorithm]] = {
     AlgorithmConfig: PolicyGradient,
     PolicyGradientConfig: PolicyGradient,
+    AcerTextConfig: AcerText,
 }
 """What each configuration makes: `Class(config, policy, optimizer, *, max_gradient_norm, total_updates)`."""
 

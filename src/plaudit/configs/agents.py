@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from plaudit.configs.a3c import A3CConfig
-from plaudit.configs.acer import AcerConfig
+from plaudit.configs.acer import AcerConfig, AcerTextConfig
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.dyna import DynaConfig
 from plaudit.configs.feudal import FeudalConfig
@@ -30,7 +30,6 @@ AgentConfig = Annotated[
 ]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""
 
-AlignAlgorithm = AlgorithmConfig
-"""What improves a language model in `plaudit align`; `plaudit.algorithms.build` makes it. With a second member it is
-`Annotated[AlgorithmConfig | OtherConfig, Field(discriminator="name")]`. A member has the properties of
-`AlgorithmConfig` that `AlignConfig` reads: `needs_critic`, `needs_groups`, `passes`, `least_prompts`."""
+AlignAlgorithm = Annotated[AlgorithmConfig | AcerTextConfig, Field(discriminator="name")]
+"""What improves a language model in `plaudit align`; `plaudit.algorithms.build` makes it. A member has the properties
+of `AlgorithmConfig` that `AlignConfig` reads: `needs_critic`, `needs_groups`, `passes`, `least_prompts`."""

@@ -1,7 +1,8 @@
 """The policy: a causal language model with an optional critic, evaluated over packed samples; and its reference."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,26 +60,37 @@ class Critic(nn.Module):
 
     Attributes:
         backbone: the critic's own base model; None where it reads the policy's states.
-        head: `w` and `b`, float32, zero at first: the first values are 0.
+        head: `w` and `b`, float32, zero at first: the first values are 0. With more than one output there is a value
+            for each token that may follow.
         packed: whether its own backbone's forwards are packed.
     """
 
-    def __init__(self, hidden_size: int, backbone: nn.Module | None = None, *, packed: bool = True) -> None:
+    def __init__(
+        self, hidden_size: int, backbone: nn.Module | None = None, *, packed: bool = True, outputs: int = 1
+    ) -> None:
         """Put a zero head on a backbone, or on states that are handed in."""
         super().__init__()
         self.backbone = backbone
         self.packed = packed
         device = None if backbone is None else next(backbone.parameters()).device
-        self.head = nn.Linear(hidden_size, 1, device=device)
+        self.head = nn.Linear(hidden_size, outputs, device=device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_policy(cls, policy: CausalLM) -> "Critic":
+    def from_policy(cls, policy: CausalLM, *, outputs: int = 1) -> "Critic":
         """A separate critic whose backbone is a copy of the policy's; adapters are merged into the copy."""
         plain = _merged_copy(policy.model)
-        critic = cls(_hidden_size(plain), plain.base_model, packed=policy.packed)
+        critic = cls(_hidden_size(plain), plain.base_model, packed=policy.packed, outputs=outputs)
         return critic.requires_grad_(True)
+
+    @classmethod
+    def of_actions(cls, policy: CausalLM, *, shared: bool) -> "Critic":
+        """A critic with a value for every token, on the policy's states or on a copy of its backbone."""
+        outputs = policy.head[0].shape[0]
+        if not shared:
+            return cls.from_policy(policy, outputs=outputs)
+        return cls(_hidden_size(unwrap(policy.model)), outputs=outputs).to(_device(policy))
 
     @classmethod
     def from_reward_model(cls, reward_model: RewardModel) -> "Critic":
@@ -103,10 +115,10 @@ class Critic(nn.Module):
         return (packed_states if self.packed else padded_states)(self.backbone, batch)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States `[M, H]` to values `[M]` in float32, also under autocast."""
+        """States `[M, H]` to values `[M]` (`[M, A]` with A > 1 outputs) in float32, also under autocast."""
         with torch.autocast(states.device.type, enabled=False):
-            values: Tensor = self.head(states.float()).squeeze(-1)
-        return values
+            values: Tensor = self.head(states.float())
+        return values.squeeze(-1) if self.head.out_features == 1 else values
 
 
 class LanguagePolicy(nn.Module):
@@ -115,7 +127,10 @@ class LanguagePolicy(nn.Module):
     Attributes:
         language_model: the policy proper; `plaudit.rollout.generate` samples from it.
         critic: the value estimate, or None.
+        action_values: a critic with a value for each token that may follow, or None.
     """
+
+    action_values: Critic | None
 
     def __init__(self, language_model: CausalLM, critic: Critic | None = None) -> None:
         """Put policy and critic together.
@@ -130,6 +145,7 @@ class LanguagePolicy(nn.Module):
         super().__init__()
         self.language_model = language_model
         self.critic = critic
+        self.action_values = None
         if critic is None:
             return
         if critic.backbone is None:
@@ -270,16 +286,23 @@ class ReferencePolicy(nn.Module):
             batch: `N` tokens, `C` completions.
             temperature: the policy's, so that the two are compared at the same one.
         """
-        model = self._model()
         spans = token_spans(batch.layout)
-        if self.copied:
+        with self.opened() as model:
             return _terms(model, model(batch), batch, spans, temperature)[0]
+
+    @contextmanager
+    def opened(self) -> Iterator[CausalLM]:
+        """The language model as it was at first, for as long as the context lasts."""
+        model = self._model()
+        if self.copied:
+            yield model
+            return
         adapted: Any = model.model
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:
             with adapted.disable_adapter():
-                return _terms(model, model(batch), batch, spans, temperature)[0]
+                yield model
         finally:
             for module in training:
                 module.training = True

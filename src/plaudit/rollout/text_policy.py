@@ -51,7 +51,7 @@ class TextPolicy:
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probabilities, entropies and values `[B, T]` in float32, with gradients; 0 at masked steps."""
-        batch, rows = self._pack(trajectory)
+        batch, rows = self.pack(trajectory)
         found = self.policy.evaluate(batch, self.temperature)
         zeros = found.logprobs.new_zeros(trajectory.actions.shape)
         where = (rows[found.spans.owner], found.spans.step)
@@ -72,7 +72,7 @@ class TextPolicy:
         """Log-probabilities `[B, T]` of the answers under the frozen starting point, at the same temperature."""
         table = torch.zeros_like(trajectory.rewards)
         for part in self.micro_batches(trajectory):
-            batch, rows = self._pack(trajectory.select(part))
+            batch, rows = self.pack(trajectory.select(part))
             found, spans = reference.logprobs(batch, self.temperature), token_spans(batch.layout)
             table[part.to(table.device)[rows[spans.owner]], spans.step] = found
         return table
@@ -88,7 +88,7 @@ class TextPolicy:
                 found.setdefault(group, []).append(row)
         return found
 
-    def _pack(self, trajectory: Trajectory) -> tuple[PackedBatch, Tensor]:
+    def pack(self, trajectory: Trajectory) -> tuple[PackedBatch, Tensor]:
         """The answers as one packed row, and for each completion in it the row `[C]` it came from."""
         by_group = self._rows_by_group(trajectory)
         if not by_group:

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.data.records import PromptRecord
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.policy import LanguagePolicy, ReferencePolicy
+from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
 from plaudit.rewards.combine import CombinedReward
 from plaudit.rewards.model import ModelReward
+from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training.align_estimate import AlignEstimate, estimate_alignment
 from plaudit.training.align_guards import Guards
@@ -121,9 +123,13 @@ def prepare(
     scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
     reference = ReferencePolicy(language_model)
-    critic = "none" if not config.algorithm.needs_critic else ("separate" if config.critic == "auto" else config.critic)
+    replays = isinstance(config.algorithm, AcerTextConfig)
+    learned: CriticKind = "separate" if config.critic == "auto" else config.critic
+    critic: CriticKind = learned if config.algorithm.needs_critic and not replays else "none"
     source = reward_model_of(scorer) if config.critic_start == "reward" else None
     policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
+    if replays:
+        policy.action_values = Critic.of_actions(language_model, shared=learned == "shared").to(device)
     # Dropout stays off: the updates must see the policy that sampled.
     policy.eval()
     if config.gradient_checkpointing:
@@ -138,13 +144,16 @@ def prepare(
         for (kind, count), records in zip(counts.items(), (kept, held), strict=False):
             different = f"; {len(records)} different ones" if len(records) != count.used else ""
             say(f"{kind}: {count}{different}")
-    optimizer = build_optimizer(policy, config.optimizer, head_prefixes=("critic.head",))
+    optimizer = build_optimizer(policy, config.optimizer, head_prefixes=("critic.head", "action_values.head"))
     text_policy = TextPolicy(
         policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
     )
+    learner: Any = text_policy
+    if isinstance(config.algorithm, AcerTextConfig):
+        learner = TextActionValues(text_policy, reference, averaged=config.algorithm.trust_region is not None)
     algorithm = build_algorithm(
         config.algorithm,
-        text_policy,
+        learner,
         optimizer,
         max_gradient_norm=config.optimizer.max_gradient_norm,
         total_updates=config.iterations,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plaudit.algorithms.base import Algorithm, Prepared
 from plaudit.algorithms.updating import combine_metrics
+from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.core.kl import kl_k1
 from plaudit.data.records import PromptRecord
@@ -20,6 +21,7 @@ from plaudit.rewards.base import Reward
 from plaudit.rewards.normalise import without_updates
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.text_rollout import Answers, Experience, collect_text
+from plaudit.rollout.trajectory import Trajectory
 from plaudit.training.align_guards import Guards
 from plaudit.training.messages import warn
 from plaudit.training.precision import autocast
@@ -144,7 +146,12 @@ class AlignJob:
                 greedy_baselines=self.algorithm.needs_greedy,
                 generator=self.generator("answers", iteration),
             )
-        prepared = self.algorithm.prepare(found.trajectory.to(self.device), baselines=found.baselines)
+        trajectory, prompt_ids = found.trajectory.to(self.device), found.prompt_ids
+        if isinstance(config.algorithm, AcerTextConfig):
+            # Answers of other iterations are learned from beside these: prompts go by their place among all.
+            trajectory, prompt_ids = self._among_all_prompts(trajectory, chosen), self.prompt_ids
+            self.text_policy.prompts = prompt_ids
+        prepared = self.algorithm.prepare(trajectory, baselines=found.baselines)
         plan = self.algorithm.minibatches(prepared, self.generator("minibatches", iteration))
         metrics = {**experience_metrics(found, "objective"), **prepared.metrics}
         metrics |= found.answers.score.metrics("reward")
@@ -154,7 +161,7 @@ class AlignJob:
         rows = sample_rows(found.answers, config.samples_logged)
         tokens = found.answers.generation.num_tokens
         collecting = time.perf_counter() - started
-        return Iteration(prepared, found.prompt_ids, plan, metrics, rows, tokens, temperature, collecting=collecting)
+        return Iteration(prepared, prompt_ids, plan, metrics, rows, tokens, temperature, collecting=collecting)
 
     def take_step(self, iteration: Iteration) -> bool:
         """The next optimizer step of the plan; False if the algorithm wants no further one on this batch."""
@@ -218,6 +225,11 @@ class AlignJob:
             self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
         self.guards.load_state_dict(state["guards"])
         self.pending = None if state["pending"] is None else Iteration.from_state(state["pending"], self.device)
+
+    def _among_all_prompts(self, trajectory: Trajectory, chosen: list[int]) -> Trajectory:
+        """`group_ids` as places in `prompt_ids` of the job, not among the prompts of an iteration."""
+        assert trajectory.group_ids is not None
+        return trajectory.with_fields(group_ids=torch.tensor(chosen, device=self.device)[trajectory.group_ids])
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.prompts), generator=self.generator("order", epoch))
