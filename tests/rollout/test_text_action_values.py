@@ -1,4 +1,4 @@
-"""Tables over the vocabulary: in the order of the trajectory, equal to the policy's, the reference's and the average's."""
+"""Tables over the vocabulary, in the order of the trajectory: the policy's, the reference's and the average's."""
 
 import pytest
 import torch

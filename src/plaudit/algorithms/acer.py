@@ -105,10 +105,10 @@ def acer_loss(
         "policy/loss": policy_loss.detach(),
         "value/loss": value_loss.detach(),
         "value/explained_variance": errors["explained_variance"],
-        "policy/ratio_mean": ratios.mean(),
-        "policy/ratio_max": ratios.max(),
-        "policy/truncated_fraction": (ratios > truncation).to(ratios.dtype).mean(),
-        "policy/correction": correction_share(weights, actions),
+        "replay/ratio_mean": ratios.mean(),
+        "replay/ratio_max": ratios.max(),
+        "replay/truncated_fraction": (ratios > truncation).to(ratios.dtype).mean(),
+        "replay/correction": correction_share(weights, actions),
     }
     return loss, metrics
 

@@ -118,7 +118,7 @@ class AcerText:
             loss, found = acer_loss(tables, few, self.config, kl_coefficient=self.config.kl_coefficient)
             (share * loss).backward()  # type: ignore[no-untyped-call]
             for name, value in found.items():
-                extreme = name == "policy/ratio_max"
+                extreme = name == "replay/ratio_max"
                 old = metrics.get(name, 0.0)
                 metrics[name] = max(old, float(value)) if extreme else old + share * float(value)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -208,7 +208,7 @@ def run_iterations(
             metrics = job.finish(iteration)
             job.pending = None
             state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
-            state.records += len(iteration.prompt_ids) * config.samples_per_prompt
+            state.records += config.prompts_per_iteration * config.samples_per_prompt
             log(job, session, trackers, progress, metrics, iteration.tokens)
             for row in iteration.rows:
                 samples.write(state.step, row)
