@@ -33,6 +33,16 @@ class GuardsConfig(Config):
     """Warn when in more than this share of prompts all answers earn the same: nothing can be learned from them."""
 
 
+class AsynchronousConfig(Config):
+    """Answers are sampled by other processes while the learner learns from earlier ones."""
+
+    workers: int = Field(default=1, gt=0)
+    """Processes that answer, each with a copy of the model, on the CPU."""
+    max_staleness: int = Field(default=1, ge=0)
+    """How many updates old the weights may be that wrote an answer when it is learned from; 0 waits for every update,
+    which is the synchronous run."""
+
+
 class AlignConfig(RunConfig):
     """Sample answers, score them, improve the policy on them, and again: prompts come from `data`."""
 
@@ -60,6 +70,9 @@ class AlignConfig(RunConfig):
     allow_filtered_sampling: bool = False
     """Permit top-k, top-p and min-p while learning: samples are then not the policy's own, which biases gradients
     unless `algorithm.importance_cap` corrects for it."""
+    asynchronous: AsynchronousConfig | None = None
+    """Sample in other processes while learning; needs `algorithm.importance_cap` where answers may be stale. None
+    samples and learns by turns."""
     prompts_per_iteration: int = Field(default=32, gt=0)
     """Prompts answered between two updates of the behaviour."""
     samples_per_prompt: int = Field(default=4, gt=0)
@@ -114,6 +127,7 @@ class AlignConfig(RunConfig):
                 f"sampling.{filtered[0]}: answers would not be samples of the policy, so its gradient would be wrong; "
                 "leave it out, or set allow_filtered_sampling: true"
             )
+        self._check_asynchronous()
         algorithm = self.algorithm
         if algorithm.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(
@@ -129,3 +143,18 @@ class AlignConfig(RunConfig):
                 "one prompt stay together, so there must be at least as many prompts"
             )
         return self
+
+    def _check_asynchronous(self) -> None:
+        algorithm = self.algorithm
+        if self.asynchronous is None:
+            return
+        if not isinstance(algorithm, AlgorithmConfig):
+            raise ValueError(
+                f"asynchronous: algorithm {algorithm.name} needs the whole distributions that answers were drawn from, "
+                "which workers do not send; it reuses answers by itself"
+            )
+        if self.asynchronous.max_staleness and algorithm.importance_cap is None:
+            raise ValueError(
+                f"asynchronous.max_staleness: {self.asynchronous.max_staleness}: answers of older weights have to be "
+                "weighed; set algorithm.importance_cap, for example 2"
+            )

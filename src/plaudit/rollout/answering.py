@@ -57,11 +57,15 @@ def sample_answers(
         generator=generator,
         max_rows=max_rows,
     )
-    samples = [
+    return found, as_samples(found, prompts)
+
+
+def as_samples(found: GenerationResult, prompts: Sequence[PromptRecord]) -> list[Sample]:
+    """Answers as what a reward reads: text without white space around it, with the columns of its prompt."""
+    return [
         Sample(prompts[index].prompt, text.strip(), finished, prompts[index].columns)
         for index, text, finished in zip(found.prompt_index, found.text, found.finished, strict=True)
     ]
-    return found, samples
 
 
 def read_prompts(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from plaudit.models.policy import ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score
 from plaudit.rewards.normalise import without_updates
 from plaudit.rewards.spans import token_ends, token_rewards
-from plaudit.rollout.answering import sample_answers
+from plaudit.rollout.answering import as_samples, sample_answers
 from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.trajectory import Trajectory, new_trajectory
@@ -77,6 +77,7 @@ def answer_prompts(
     sampling: SamplingConfig,
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
+    generated: GenerationResult | None = None,
 ) -> Answers:
     """Sample answers and score them.
 
@@ -88,19 +89,23 @@ def answer_prompts(
         sampling: how tokens are chosen.
         samples_per_prompt: `K`.
         generator: draws the seed of all answers; None takes `sampling.seed`.
+        generated: answers that have been sampled already, by another process perhaps; None samples them.
 
     Returns:
         `P · K` answers.
     """
     started = time.perf_counter()
-    found, samples = sample_answers(
-        policy.policy.language_model,
-        prompts,
-        prompt_ids=prompt_ids,
-        samples_per_prompt=samples_per_prompt,
-        sampling=sampling,
-        generator=generator,
-    )
+    if generated is None:
+        found, samples = sample_answers(
+            policy.policy.language_model,
+            prompts,
+            prompt_ids=prompt_ids,
+            samples_per_prompt=samples_per_prompt,
+            sampling=sampling,
+            generator=generator,
+        )
+    else:
+        found, samples = generated, as_samples(generated, prompts)
     sampled = time.perf_counter()
     score = reward(samples)
     seconds = {"generation": sampled - started, "scoring": time.perf_counter() - sampled}
@@ -119,6 +124,7 @@ def collect_text(
     missing_end_penalty: float = 0.0,
     greedy_baselines: bool = False,
     generator: torch.Generator | None = None,
+    generated: GenerationResult | None = None,
 ) -> Experience:
     """Sample, score and evaluate: one batch of experience.
 
@@ -128,7 +134,7 @@ def collect_text(
 
     Args:
         policy: the policy; `policy.prompts` becomes `prompt_ids`, its temperature must be that of `sampling`.
-        reward, prompts, prompt_ids, sampling, samples_per_prompt, generator: see `answer_prompts`.
+        reward, prompts, prompt_ids, sampling, samples_per_prompt, generator, generated: see `answer_prompts`.
         reference: for `reference_logprobs`; without it they equal the policy's own.
         missing_end_penalty: taken off the reward of an answer that reached the token limit.
         greedy_baselines: also answer every prompt greedily and score that.
@@ -150,6 +156,7 @@ def collect_text(
         sampling=sampling,
         samples_per_prompt=samples_per_prompt,
         generator=generator,
+        generated=generated,
     )
     seconds, usable, greedy = dict(answers.seconds), answers.score.valid, None
     problems = dict(answers.score.problems)

@@ -32,6 +32,7 @@ from plaudit.training.progress import ProgressReport
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, read_run_prompts
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
+from plaudit.training.rollout_workers import RolloutWorkers
 from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
 from plaudit.training.session import Session, records_hash
 from plaudit.training.signals import StopRequest
@@ -185,6 +186,9 @@ def run_iterations(
         stop = stack.enter_context(StopRequest())
         stack.enter_context(progress)
 
+        if config.asynchronous is not None:
+            job.rollouts = stack.enter_context(open_workers(job, state.step))
+
         def asked_to_stop() -> str | None:
             return stop.requested
 
@@ -208,6 +212,7 @@ def run_iterations(
             metrics = job.finish(iteration)
             job.pending = None
             state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
+            job.publish(state.step)
             state.records += config.prompts_per_iteration * config.samples_per_prompt
             log(job, session, trackers, progress, metrics, iteration.tokens)
             for row in iteration.rows:
@@ -228,6 +233,17 @@ def run_iterations(
                 warn(f"stopping after iteration {state.step}: {guard}")
                 return "guard"
     return "iterations"
+
+
+def open_workers(job: AlignJob, step: int) -> RolloutWorkers:
+    """The processes that sample for a run which stands at this iteration."""
+    settings = job.config.asynchronous
+    assert settings is not None
+    workers = RolloutWorkers(
+        job.policy.language_model, workers=settings.workers, max_staleness=settings.max_staleness, version=step
+    )
+    workers.begin_after(step if job.pending is None else step + 1)
+    return workers
 
 
 def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: ProgressReport) -> None:

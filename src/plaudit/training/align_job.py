@@ -19,6 +19,7 @@ from plaudit.data.records import PromptRecord
 from plaudit.models.policy import LanguagePolicy, ReferencePolicy
 from plaudit.rewards.base import Reward
 from plaudit.rewards.normalise import without_updates
+from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.text_rollout import Answers, Experience, collect_text
 from plaudit.rollout.trajectory import Trajectory
@@ -26,6 +27,7 @@ from plaudit.training.align_guards import Guards
 from plaudit.training.messages import warn
 from plaudit.training.precision import autocast
 from plaudit.training.reading import RecordCounts
+from plaudit.training.rollout_workers import Request, RolloutWorkers
 
 EVALUATION_SEED = 0x5EED
 """Added to the run's seed for the answers of evaluations, which are the same draws every time."""
@@ -89,6 +91,7 @@ class AlignJob:
         held_out: prompts to evaluate on.
         guards: what warns.
         pending: an iteration that was broken off, or None.
+        rollouts: processes that answer ahead, while an asynchronous run goes on.
     """
 
     config: AlignConfig
@@ -104,6 +107,7 @@ class AlignJob:
     device: torch.device
     guards: Guards
     pending: Iteration | None = None
+    rollouts: RolloutWorkers | None = None
 
     @property
     def trained(self) -> nn.Module:
@@ -133,6 +137,7 @@ class AlignJob:
         config, chosen = self.config, self.chosen_prompts(iteration)
         temperature = config.temperature(iteration)
         self.text_policy.temperature = temperature
+        generated, asynchronous = self.take_answers(iteration)
         with self.autocast():
             found = collect_text(
                 self.text_policy,
@@ -145,6 +150,7 @@ class AlignJob:
                 missing_end_penalty=config.missing_end_penalty,
                 greedy_baselines=self.algorithm.needs_greedy,
                 generator=self.generator("answers", iteration),
+                generated=generated,
             )
         trajectory, prompt_ids = found.trajectory.to(self.device), found.prompt_ids
         if isinstance(config.algorithm, AcerTextConfig):
@@ -155,13 +161,35 @@ class AlignJob:
         plan = self.algorithm.minibatches(prepared, self.generator("minibatches", iteration))
         metrics = {**experience_metrics(found, "objective"), **prepared.metrics}
         metrics |= found.answers.score.metrics("reward")
-        metrics |= {f"time/{name}": seconds for name, seconds in found.seconds.items()}
+        metrics |= {f"time/{name}": seconds for name, seconds in found.seconds.items()} | asynchronous
         if config.final_temperature is not None:
             metrics["temperature"] = temperature
         rows = sample_rows(found.answers, config.samples_logged)
         tokens = found.answers.generation.num_tokens
         collecting = time.perf_counter() - started
         return Iteration(prepared, prompt_ids, plan, metrics, rows, tokens, temperature, collecting=collecting)
+
+    def take_answers(self, iteration: int) -> tuple[GenerationResult | None, dict[str, float]]:
+        """The answers that other processes have sampled for an iteration; None where they are sampled here."""
+        if self.rollouts is None:
+            return None, {}
+        self.ask_ahead()
+        return self.rollouts.take(iteration)
+
+    def ask_ahead(self) -> None:
+        """Ask workers for the answers of every iteration that may be begun now."""
+        assert self.rollouts is not None
+        for iteration in self.rollouts.wanted(self.config.iterations):
+            sampling = self.config.sampling.model_copy(update={"temperature": self.config.temperature(iteration)})
+            prompt_ids = [self.prompt_ids[index] for index in self.chosen_prompts(iteration)]
+            state = self.generator("answers", iteration).get_state()
+            self.rollouts.ask(Request(iteration, prompt_ids, self.config.samples_per_prompt, sampling, state))
+
+    def publish(self, updates: int) -> None:
+        """Let workers go on with the weights after so many updates."""
+        if self.rollouts is not None:
+            self.rollouts.publish(self.policy.language_model, updates)
+            self.ask_ahead()
 
     def take_step(self, iteration: Iteration) -> bool:
         """The next optimizer step of the plan; False if the algorithm wants no further one on this batch."""

@@ -184,7 +184,7 @@ class WorkerPool:
         process.join()
         if process.exitcode:
             raise RuntimeError(
-                f"worker {place} of {len(self.processes)} {_how(process.exitcode)} after "
+                f"worker {place} of {len(self.processes)} {how_it_ended(process.exitcode)} after "
                 f"{int(self.agent.shared.counts[place, 0])} of its steps, so the run stops; go on from the last "
                 "checkpoint with resume"
             )
@@ -203,7 +203,7 @@ class WorkerPool:
         return report, metrics
 
 
-def _how(code: int) -> str:
+def how_it_ended(code: int) -> str:
     """How a process ended."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
