@@ -1,4 +1,4 @@
-"""Every policy-gradient algorithm on `TokenMDP`, five seeds: how far from the exact optimum it ends.
+"""Every algorithm for text on `TokenMDP`, five seeds: how far from the exact optimum it ends.
 
 python studies/algorithms.py
 python studies/algorithms.py --only ppo rloo --seeds 0 1 --updates 1500
@@ -9,10 +9,11 @@ import time
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from plaudit.algorithms.build import build_algorithm
-from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.configs.agents import AlignAlgorithm
 from plaudit.rollout.token_mdp import TokenMDP
 
 ROUTES: dict[str, dict[str, Any]] = {
@@ -38,13 +39,15 @@ ROUTES: dict[str, dict[str, Any]] = {
     "ppo, clip, minibatches, early stop": {"name": "ppo", "minibatches": 2, "target_kl": 0.02},
     "ppo, penalty": {"name": "ppo", "surrogate": "kl"},
     "ppo, both": {"name": "ppo", "surrogate": "both", "old_kl_target": 0.01},
+    "dqn, one step": {"name": "dqn", "target_lambda": 0.0},
+    "dqn": {"name": "dqn"},
 }
 """Options whose optimum is `π* ∝ π_ref exp(r/β)`."""
 
 
 def number_of_updates(options: dict[str, Any], steps: int) -> int:
-    """Half as many batches for PPO, which takes four steps on each."""
-    return steps // 2 if options["name"] == "ppo" else steps
+    """Half as many batches for PPO, which takes four steps on each, and for soft Q-learning, which takes two."""
+    return steps // 2 if options["name"] in ("ppo", "dqn") else steps
 
 
 def greedy_returns(mdp: TokenMDP, logits: Tensor, discount: float = 1.0) -> Tensor:
@@ -75,7 +78,9 @@ def learn(
     policy = mdp.policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    config = AlgorithmConfig(**{"kl_coefficient": mdp.coefficient} | options)
+    config: Any = TypeAdapter(AlignAlgorithm).validate_python(
+        {"kl_coefficient": mdp.coefficient, "name": "ppo"} | options
+    )
     algorithm = build_algorithm(config, policy, optimizer, total_updates=updates)
     generator = torch.Generator().manual_seed(seed)
     groups = torch.arange(rows) // samples

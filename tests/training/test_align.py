@@ -98,12 +98,18 @@ TERMINATED, DIED = "terminated in the middle of an iteration", "killed after a c
 
 
 @pytest.mark.parametrize(
-    ("name", "moment"), [*((name, TERMINATED) for name in ALGORITHMS), ("ppo", DIED), ("lora", DIED)]
+    ("name", "moment"),
+    [
+        *((name, TERMINATED) for name in ALGORITHMS),
+        ("ppo", DIED),
+        ("lora", DIED),
+        pytest.param("dqn", TERMINATED, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     name: str, moment: str, tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = dict(ALGORITHMS[name])
+    options = dict(ALGORITHMS.get(name) or {"algorithm": {"name": name, "minibatches": 2}})
     model = {"model_type": "llama", "backbone_config": SIZES, "tokenizer": tokenizer_path, "template": "raw"}
     if options.pop("lora", False):
         model["lora"] = {"rank": 2}
@@ -144,7 +150,16 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     assert resumed.metrics == whole.metrics
 
 
-def test_the_run_reaches_the_exact_optimum_of_a_text_problem(tokenizer_path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"name": "rloo"}, id="rloo"),
+        pytest.param({"name": "dqn", "target_lambda": 1.0}, id="dqn", marks=pytest.mark.slow),
+    ],
+)
+def test_the_run_reaches_the_exact_optimum_of_a_text_problem(
+    options: dict[str, Any], tokenizer_path: str, tmp_path: Path
+) -> None:
     """Answers of at most two tokens can all be listed: π* ∝ π_ref exp(r/β), J* = β log Σ_y π_ref(y) exp(r(y)/β)."""
     coefficient = 0.5
     config = settings(
@@ -155,7 +170,7 @@ def test_the_run_reaches_the_exact_optimum_of_a_text_problem(tokenizer_path: str
         prompts_per_iteration=2,
         samples_per_prompt=64,
         iterations=60,
-        algorithm={"name": "rloo", "kl_coefficient": coefficient},
+        algorithm=options | {"kl_coefficient": coefficient},
         optimizer={"learning_rate": 2e-2, "schedule": "linear", "max_gradient_norm": None},
         save_every=None,
         evaluate_every=None,

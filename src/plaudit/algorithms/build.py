@@ -6,18 +6,21 @@ import torch
 
 from plaudit.algorithms.acer_text import AcerText
 from plaudit.algorithms.base import Algorithm
+from plaudit.algorithms.soft_q import SoftQ
 from plaudit.algorithms.updating import PolicyGradient
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.policy_gradient import PolicyGradientConfig
+from plaudit.configs.q_learning import SoftQConfig
 from plaudit.rollout.trajectory import Policy
 
 ALGORITHMS: Mapping[type[Config], Callable[..., Algorithm]] = {
     AlgorithmConfig: PolicyGradient,
     PolicyGradientConfig: PolicyGradient,
     AcerTextConfig: AcerText,
+    SoftQConfig: SoftQ,
 }
 """What each configuration makes: `Class(config, policy, optimizer, *, max_gradient_norm, total_updates)`."""
 

@@ -1,6 +1,5 @@
 """The whole policy-gradient family: prepare a batch, cut it into steps, take them, adapt the coefficients."""
 
-import itertools
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
 from plaudit.algorithms.objective import Coefficients, Rows, step_loss, weigh_rows
 from plaudit.algorithms.targets import actions_mask, estimate_targets, penalised_rewards
 from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
@@ -99,25 +99,13 @@ class PolicyGradient:
         counted step are in none; fewer rows than minibatches give fewer steps.
         """
         settings = self.settings
-        rows = prepared.trajectory.mask.any(1).nonzero().flatten().cpu()
-        if not len(rows):
-            return []
-        units = list(torch.split(rows, 1))
-        if prepared.trajectory.group_ids is not None:
-            ids = prepared.trajectory.group_ids.cpu()[rows]
-            sizes = torch.unique(ids, return_counts=True)[1].tolist()
-            groups = list(torch.split(rows[ids.argsort(stable=True)], sizes))
-            if len(groups) >= settings.minibatches or settings.reduction == "per_prompt":
-                units = groups
-        steps: list[Tensor] = []
-        parts = min(settings.minibatches, len(units))
-        for _ in range(settings.epochs):
-            order = torch.randperm(len(units), generator=generator).tolist()
-            bounds = [len(order) * part // parts for part in range(parts + 1)]
-            steps += [
-                torch.cat([units[place] for place in order[start:stop]]) for start, stop in itertools.pairwise(bounds)
-            ]
-        return steps
+        return plan_minibatches(
+            prepared.trajectory,
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
+            keep_groups=settings.reduction == "per_prompt",
+            generator=generator,
+        )
 
     def step(self, prepared: Prepared, rows: Tensor) -> dict[str, float]:
         """One optimizer step on these rows `[n]` int64, forward and backward in the policy's micro-batches.
@@ -221,7 +209,7 @@ class PolicyGradient:
 
     def _backward(self, whole: Rows, coefficients: Coefficients) -> tuple[Tensor, Metrics]:
         """Gradients of all rows, micro-batch by micro-batch; loss and metrics of the whole, without gradient."""
-        parts = self._micro_batches(whole.trajectory)
+        parts = micro_batches(self.policy, whole.trajectory)
         tables: list[Tensor] = []
         for part in parts:
             rows = whole if len(parts) == 1 else whole.select(part)
@@ -238,17 +226,6 @@ class PolicyGradient:
         together = Evaluation(*torch.cat(tables, 1)[:, torch.cat(parts).argsort()])
         with torch.no_grad():
             return step_loss(together, whole, self.settings, coefficients)
-
-    def _micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
-        """Rows of each forward pass, in their own order where one pass takes all."""
-        split = getattr(self.policy, "micro_batches", None)
-        places = torch.arange(trajectory.num_rows, device=trajectory.mask.device)
-        parts = [places] if split is None else [part.to(places.device) for part in split(trajectory)]
-        if not torch.equal(torch.cat(parts).sort().values, places):
-            raise ValueError(
-                f"micro-batches must hold each of {len(places)} rows once, got {[part.tolist() for part in parts]}"
-            )
-        return [places] if len(parts) == 1 else parts
 
     def _clip_scale(self) -> float:
         if self.settings.clip_schedule == "constant" or self.total_updates is None:

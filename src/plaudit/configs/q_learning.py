@@ -1,4 +1,4 @@
-"""Deep Q-networks: DQN and Double DQN in environments."""
+"""Q-learning: DQN and Double DQN in environments, soft Q-learning on text."""
 
 from typing import Literal
 
@@ -71,3 +71,42 @@ class QLearningConfig(Config):
         if self.batch_size > self.buffer_size:
             raise ValueError(f"batch_size {self.batch_size} is more than buffer_size {self.buffer_size} can hold")
         return self
+
+
+class SoftQConfig(Config):
+    """Soft Q-learning on answers: action values whose Boltzmann policy is the language model itself."""
+
+    name: Literal["dqn"] = "dqn"
+    """Soft Q-learning; its optimum is that of the penalised reward, as for PPO."""
+    kl_coefficient: float = Field(default=0.05, gt=0)
+    """β, weight of the divergence from the reference policy, and the temperature of the Boltzmann policy."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """γ, by which a reward counts less for each step that it lies ahead. 1 for text."""
+    target_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of the targets: 0 bootstraps from the critic after one token, 1 waits for the reward of the whole answer."""
+    huber_threshold: float = Field(default=1.0, gt=0)
+    """Error at which the loss turns from squared to linear, in units of the scaled reward."""
+    epochs: int = Field(default=2, gt=0)
+    """Passes over each batch of answers."""
+    minibatches: int = Field(default=1, gt=0)
+    """Optimizer steps per pass, each on its part of the answers."""
+
+    @property
+    def needs_critic(self) -> bool:
+        """`V` of the state stands in every action value."""
+        return True
+
+    @property
+    def needs_groups(self) -> bool:
+        """No answer is compared with another one."""
+        return False
+
+    @property
+    def passes(self) -> int:
+        """How often each batch of experience is learned from."""
+        return self.epochs
+
+    @property
+    def least_prompts(self) -> int:
+        """How many prompts a batch must have, so that each minibatch gets one."""
+        return self.minibatches

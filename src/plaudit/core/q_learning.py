@@ -84,3 +84,29 @@ def bootstrapped_targets(rewards: Tensor, next_values: Tensor, discounts: Tensor
     expect_shape("discounts", discounts, tuple(rewards.shape))
     # A value after an end does not exist and must not matter, not even as infinity.
     return (rewards + discounts * next_values.masked_fill(discounts == 0, 0.0)).detach()
+
+
+def boltzmann_action_values(
+    values: Tensor, logprobs: Tensor, reference_logprobs: Tensor, *, coefficient: float
+) -> Tensor:
+    """`Q(s, a) = V(s) + β log π(a|s)/π_ref(a|s)`: the action values whose Boltzmann policy is `π` and soft value `V`.
+
+    `π ∝ π_ref exp(Q/β)` and `β log Σ_a π_ref exp(Q/β) = V` hold for any `π` and `V`, so these are no constraints but
+    another way to write `Q`. Source: Nachum et al. (arXiv:1702.08892), theorem 1 and section 4, with a reference policy.
+
+    Args:
+        values: `[...]`, `V(s)`.
+        logprobs, reference_logprobs: `[...]`, of the action, under `π` and `π_ref`.
+        coefficient: `β`, positive.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        ValueError: if the shapes differ, or β is not positive.
+    """
+    if not coefficient > 0:
+        raise ValueError(f"the coefficient of a Boltzmann policy must be positive, got {coefficient}")
+    expect_shape("logprobs", logprobs, tuple(values.shape))
+    expect_shape("reference_logprobs", reference_logprobs, tuple(values.shape))
+    return values + coefficient * (logprobs - reference_logprobs)
