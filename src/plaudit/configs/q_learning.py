@@ -1,4 +1,4 @@
-"""Q-learning: DQN and Double DQN in environments, soft Q-learning on text."""
+"""Q-learning: DQN and Double DQN in environments, soft Q-learning on text, implicit Q-learning on recorded text."""
 
 from typing import Literal
 
@@ -110,3 +110,18 @@ class SoftQConfig(Config):
     def least_prompts(self) -> int:
         """How many prompts a batch must have, so that each minibatch gets one."""
         return self.minibatches
+
+
+class ImplicitQConfig(Config):
+    """Implicit Q-learning on recorded answers: action values over the states of a language model that stays so."""
+
+    expectile: float = Field(default=0.7, gt=0, lt=1)
+    """τ: ½ values the recorded behaviour, towards 1 the best that was recorded."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """γ, by which a reward counts less for each step that it lies ahead."""
+    conservative_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of `-log softmax(Q)` at the recorded action, which keeps values of actions that were never seen low."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam's rate."""
+    polyak: float = Field(default=0.005, gt=0, le=1)
+    """τ of the target values, `θ⁻ ← τ θ + (1 - τ) θ⁻` after every step."""

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from plaudit.core.reduction import expect_shape
+from plaudit.core.masked import masked_mean
+from plaudit.core.reduction import Metrics, Reduction, expect_shape, reduce_steps
 
 
 def greedy_values(action_values: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def boltzmann_action_values(
     """`Q(s, a) = V(s) + β log π(a|s)/π_ref(a|s)`: the action values whose Boltzmann policy is `π` and soft value `V`.
 
     `π ∝ π_ref exp(Q/β)` and `β log Σ_a π_ref exp(Q/β) = V` hold for any `π` and `V`, so these are no constraints but
-    another way to write `Q`. Source: Nachum et al. (arXiv:1702.08892), theorem 1 and section 4, with a reference policy.
+    another way to write `Q`. Source: Nachum et al. (arXiv:1702.08892), theorem 1 and section 4; here with a reference.
 
     Args:
         values: `[...]`, `V(s)`.
@@ -110,3 +111,60 @@ def boltzmann_action_values(
     expect_shape("logprobs", logprobs, tuple(values.shape))
     expect_shape("reference_logprobs", reference_logprobs, tuple(values.shape))
     return values + coefficient * (logprobs - reference_logprobs)
+
+
+def expectile_loss(
+    values: Tensor, targets: Tensor, mask: Tensor, *, expectile: float, reduction: Reduction = "per_token"
+) -> tuple[Tensor, Metrics]:
+    """`ℓ_t = |τ - 1[u_t < 0]| u_t²`, `u_t = target_t - V_t`: the τ-expectile of what a state's actions are worth.
+
+    `τ = ½` is half the squared error, whose minimum is the mean over the actions in the data; `τ → 1` tends to the
+    largest of them, without ever asking for the value of an action that is not there. Source: Kostrikov et al.,
+    "Implicit Q-learning" (arXiv:2110.06169), equation 5.
+
+    Args:
+        values: `[B, T]`, `V(s_t)`.
+        targets: `[B, T]`, `Q(s_t, a_t)`; gradients into them are cut.
+        mask: `[B, T]` bool.
+        expectile: `τ`, in `(0, 1)`.
+        reduction: see `plaudit.core.reduction.reduce_steps`.
+
+    Returns:
+        the scalar loss, and the metrics `mean_value` and `mean_advantage`, the mean of `u`.
+
+    Raises:
+        ValueError: for shapes that do not fit, or an expectile out of range.
+    """
+    if not 0 < expectile < 1:
+        raise ValueError(f"an expectile must lie in (0, 1), got {expectile}")
+    expect_shape("targets", targets, tuple(values.shape))
+    expect_shape("mask", mask, tuple(values.shape))
+    errors = (targets.detach() - values).masked_fill(~mask, 0.0)
+    sides = torch.full_like(errors, expectile).masked_fill(errors.detach() < 0, 1 - expectile)
+    loss = reduce_steps(sides * errors.square(), mask, reduction)
+    known = values.detach().masked_fill(~mask, 0.0)
+    return loss, {"mean_value": masked_mean(known, mask), "mean_advantage": masked_mean(errors.detach(), mask)}
+
+
+def advantage_weighted_logprobs(reference_logprobs: Tensor, action_values: Tensor, *, scale: float) -> Tensor:
+    """`log π(a|s)`, `π ∝ π_b exp(κ (Q - V))`: the behaviour, tilted towards what is better than usual.
+
+    `V` is the same for every action and cancels. With soft `Q` and `κ = 1/β` this is the optimum of the penalised
+    reward, with hard ones it is not. Source: Snell et al., "Offline RL for natural language generation with implicit
+    language Q-learning" (arXiv:2206.11871), section 4.3.
+
+    Args:
+        reference_logprobs: `[..., A]`, `log π_b`, or its logits.
+        action_values: `[..., A]`.
+        scale: `κ`, not negative; 0 is the behaviour itself.
+
+    Returns:
+        `[..., A]`.
+
+    Raises:
+        ValueError: if the shapes differ, or the scale is negative.
+    """
+    expect_shape("action_values", action_values, tuple(reference_logprobs.shape))
+    if scale < 0:
+        raise ValueError(f"the scale of advantages must not be negative, got {scale}")
+    return torch.log_softmax(reference_logprobs + scale * action_values, -1)

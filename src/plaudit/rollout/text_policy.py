@@ -68,6 +68,18 @@ class TextPolicy:
         return Evaluation(*tables)
 
     @torch.no_grad()
+    def states(self, trajectory: Trajectory) -> Tensor:
+        """`[B, T, H]`, the states of the language model that predict each token, 0 at masked steps; one pass."""
+        batch, rows = self._pack(trajectory)
+        spans, model = token_spans(batch.layout), self.policy.language_model
+        predictors = batch.layout.predictor_index[spans.places]
+        states = model(batch)
+        found = states.new_zeros((*trajectory.actions.shape, states.shape[-1]))
+        # A token without a predictor (an answer that begins a text) has the state 0.
+        found[rows[spans.owner], spans.step] = states[predictors] * (predictors >= 0).unsqueeze(1)
+        return found
+
+    @torch.no_grad()
     def reference_logprobs(self, reference: ReferencePolicy, trajectory: Trajectory) -> Tensor:
         """Log-probabilities `[B, T]` of the answers under the frozen starting point, at the same temperature."""
         table = torch.zeros_like(trajectory.rewards)
