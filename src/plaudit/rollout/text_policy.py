@@ -70,10 +70,10 @@ class TextPolicy:
     @torch.no_grad()
     def states(self, trajectory: Trajectory) -> Tensor:
         """`[B, T, H]`, the states of the language model that predict each token, 0 at masked steps; one pass."""
-        batch, rows = self._pack(trajectory)
+        batch, rows = self.pack(trajectory)
         spans, model = token_spans(batch.layout), self.policy.language_model
         predictors = batch.layout.predictor_index[spans.places]
-        states = model(batch)
+        states: Tensor = model(batch)
         found = states.new_zeros((*trajectory.actions.shape, states.shape[-1]))
         # A token without a predictor (an answer that begins a text) has the state 0.
         found[rows[spans.owner], spans.step] = states[predictors] * (predictors >= 0).unsqueeze(1)
