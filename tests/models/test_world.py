@@ -26,7 +26,7 @@ def test_the_memory_matters_and_the_seed_alone_decides_the_weights():
     other = RecurrentDynamics(2, 2, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert not torch.equal(first.outputs.weight, other.outputs.weight)
+    assert not torch.equal(first.outcome[0].weight, other.outcome[0].weight)
     codes, actions = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
     fresh, _ = first.step(codes, actions, first.initial(1))
     later, _ = first.step(codes, actions, torch.ones_like(first.initial(1)))

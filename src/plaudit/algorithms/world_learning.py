@@ -249,6 +249,6 @@ def _take_step(
         raise ValueError(f"the loss of a {type(module).__name__} is {loss.item()}; lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(module.parameters(), 100.0)
     optimizer.step()
     schedule.step()

@@ -9,6 +9,7 @@ from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.generation import SamplingConfig
+from plaudit.configs.refresh import RefreshConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
 from plaudit.configs.sft import LanguageModelConfig
 from plaudit.configs.training import OptimizerConfig, RunConfig
@@ -53,6 +54,8 @@ class AlignConfig(RunConfig):
     running standard deviation. For more than one, or another scale, give `rewards`."""
     rewards: RewardsConfig | None = None
     """A weighted sum of rewards, each with its scale and limits; parts of weight 0 are only logged."""
+    refresh_reward: RefreshConfig | None = None
+    """Judge the policy's own answers now and then, and let the reward model learn from that; None never does."""
     missing_end_penalty: float = Field(default=1.0, ge=0)
     """Taken off the (scaled) reward of an answer that reaches the token limit without an end."""
 
@@ -119,6 +122,11 @@ class AlignConfig(RunConfig):
     def _check_align(self) -> "AlignConfig":
         if self.reward is not None and self.rewards is not None:
             raise ValueError("give reward (one) or rewards (a weighted sum), not both")
+        if self.refresh_reward is not None and self.refresh_reward.every >= self.iterations:
+            raise ValueError(
+                f"refresh_reward.every: {self.refresh_reward.every} of {self.iterations} iterations: the first refresh "
+                "would come when all is over"
+            )
         if self.sampling.method != "sample":
             raise ValueError(f"sampling.method: {self.sampling.method}: learning needs samples; use method: sample")
         filtered = [name for name in ("top_k", "top_p", "min_p") if getattr(self.sampling, name) is not None]

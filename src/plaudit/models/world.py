@@ -178,10 +178,10 @@ class RecurrentDynamics(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.memory = nn.LSTM(code_size + num_actions, hidden_size, batch_first=True)
-            outputs = components * (1 + 2 * code_size) + 2
             seen = hidden_size + code_size + num_actions
-            self.head = nn.Sequential(nn.Linear(seen, head_size), nn.SiLU(), nn.Linear(head_size, head_size), nn.SiLU())
-            self.outputs = nn.Linear(head_size, outputs)
+            # Apart from each other: the density's gradients are so much larger that a shared head would serve it alone.
+            self.density = _head(seen, head_size, components * (1 + 2 * code_size))
+            self.outcome = _head(seen, head_size, 2)
         self.register_buffer("change", torch.ones(code_size))
         self.register_buffer("reward_scale", torch.ones(()))
 
@@ -192,7 +192,7 @@ class RecurrentDynamics(nn.Module):
 
     def initial(self, num_rows: int) -> Tensor:
         """The memory before the first step, `[B, 2H]`."""
-        return self.outputs.weight.new_zeros(num_rows, 2 * self.hidden_size)
+        return self.change.new_zeros(num_rows, 2 * self.hidden_size)
 
     def features(self, codes: Tensor, memory: Tensor) -> Tensor:
         """Codes `[B, Z]` and memory `[B, 2H]` to what a controller sees, `[B, Z + H]`."""
@@ -213,9 +213,10 @@ class RecurrentDynamics(nn.Module):
         seen = torch.cat([codes, chosen], -1)
         before = tuple(each.unsqueeze(0).contiguous() for each in memory.chunk(2, -1))
         hidden, after = self.memory(seen, before)
-        found = self.outputs(self.head(torch.cat([hidden, seen], -1)))
+        seen = torch.cat([hidden, seen], -1)
         size = self.components * self.code_size
-        weights, means, scales, rest = found.split([self.components, size, size, 2], -1)
+        weights, means, scales = self.density(seen).split([self.components, size, size], -1)
+        rest = self.outcome(seen)
         shape = (*codes.shape[:-1], self.components, self.code_size)
         scales = LEAST_LOG_SCALE + (GREATEST_LOG_SCALE - LEAST_LOG_SCALE) * torch.sigmoid(scales.reshape(shape))
         prediction = Prediction(
@@ -237,3 +238,9 @@ class RecurrentDynamics(nn.Module):
         for buffer, values in ((self.change, next_codes - codes), (self.reward_scale, rewards)):
             size = values.square().mean(0).sqrt()
             buffer.copy_(torch.where(size > 1e-6, size, torch.ones_like(size)))
+
+
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
+    )

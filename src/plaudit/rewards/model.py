@@ -127,6 +127,10 @@ class ModelReward:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, name or Path(name_or_folder).name, normalised, token_budget, token_spans)
 
+    def renew(self) -> None:
+        """Freeze the model as it is now: it has learned something, and is to stay so from here on."""
+        object.__setattr__(self, "frozen", frozen(self.model))
+
     def check(self) -> None:
         """See that the model has not changed since; see `Frozen.check`."""
         self.frozen.check()

@@ -10,10 +10,11 @@ import torch
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
-from plaudit.data.records import PromptRecord
+from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
+from plaudit.rewards.annotators import Annotator
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
 from plaudit.rewards.combine import CombinedReward
@@ -31,6 +32,7 @@ from plaudit.training.processes import Processes
 from plaudit.training.progress import ProgressReport
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, read_run_prompts
+from plaudit.training.refresh import RefreshStopped, RewardRefresher, build_refresher
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.rollout_workers import RolloutWorkers
 from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
@@ -50,6 +52,8 @@ def main(
     held_out: Sequence[PromptRecord] | None = None,
     model: CausalLM | None = None,
     reward: Any = None,
+    comparisons: Sequence[Comparison] | None = None,
+    annotator: Annotator | None = None,
     on_iteration: Callable[[int, CausalLM], object] | None = None,
 ) -> TrainingResult | AlignEstimate:
     """Align a language model and save it as `<output>/model`, a plain transformers folder.
@@ -61,6 +65,8 @@ def main(
         held_out: prompts to evaluate on, instead of `config.held_out`.
         model: the policy's start, instead of building `config.model`; it is changed.
         reward: whatever `plaudit.rewards.base.as_reward` takes, instead of `config.reward` or `config.rewards`.
+        comparisons: what the reward model was trained on, instead of `config.refresh_reward.data`.
+        annotator: judges the policy's answers, instead of `config.refresh_reward.annotator`.
         on_iteration: called after every iteration with its number, from 1, and the policy's model, to look at it or
             to keep a copy.
 
@@ -80,13 +86,20 @@ def main(
             estimate = estimate_alignment(job)
             estimate.print()
             return estimate
+        hashed = records_hash([*job.prompts, "held out", *job.held_out])
+        if config.refresh_reward is not None:
+            job.refresher = build_refresher(
+                config, model_reward_of(job.reward), comparisons=comparisons, annotator=annotator
+            )
+            hashed = records_hash([hashed, *job.refresher.old])
         with output_folder(config, Processes(device=job.device)):
-            hashed = records_hash([*job.prompts, "held out", *job.held_out])
             session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
             stopped_by = run_iterations(job, session, on_iteration)
             folder = None
             if stopped_by in ENDS:
                 folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
+                if job.refresher is not None:
+                    save_whole(job.refresher.reward.model.save_pretrained, config.output / "reward-model")
                 if not config.quiet:
                     say(f"align: saved {folder}")
             job.policy.eval()
@@ -196,6 +209,11 @@ def run_iterations(
             if (name := asked_to_stop()) is not None:
                 # Before the next answers are sampled, which may take minutes.
                 return break_off(session, trackers, name)
+            if job.pending is None and job.refresher is not None and job.refresher.due(state.step):
+                try:
+                    refresh(job, job.refresher, state.step, progress)
+                except RefreshStopped as stopped:
+                    return break_off(session, trackers, stopped.signal)
             factor = schedule_factor(config, state.step)
             set_learning_rate(session.optimizer, factor)
             if job.pending is None:
@@ -210,6 +228,8 @@ def run_iterations(
                     return break_off(session, trackers, name)
                 going_on = job.take_step(iteration)
             metrics = job.finish(iteration)
+            if job.refresher is not None:
+                metrics |= job.refresher.take_metrics()
             job.pending = None
             state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
             job.publish(state.step)
@@ -253,6 +273,21 @@ def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: Prog
     trackers.log(session.state.step, {f"eval/{name}": value for name, value in found.items()})
     shown = ", ".join(f"{name} {found[key]:.4g}" for key, name in SHOWN.items() if key in found)
     progress.note(f"iteration {session.state.step}, held out: {shown}")
+
+
+def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, progress: ProgressReport) -> None:
+    """Have some of the policy's answers judged, let the reward model learn from that, and say what it cost."""
+    if (check := getattr(job.reward, "check", None)) is not None:
+        check()
+    found = refresher.refresh(job.text_policy, job.prompts, job.prompt_ids, iteration)
+    shown = ""
+    if "refresh/accuracy_after" in found:
+        before, after = 100 * found["refresh/accuracy_before"], 100 * found["refresh/accuracy_after"]
+        shown = f"; orders {before:.0f} % of their pairs alike before learning, {after:.0f} % after"
+    progress.note(
+        f"iteration {iteration}, refresh: {found['refresh/comparisons']:.0f} of {found['refresh/asked']:.0f} judged, "
+        f"{refresher.labels} of {refresher.settings.budget} in all{shown}"
+    )
 
 
 def log(
@@ -310,22 +345,36 @@ def open_reward(config: AlignConfig, handed: Any = None, *, device: str | None =
 
 
 def reward_model_of(reward: Any) -> RewardModel:
-    """The first reward model among the parts of a reward.
+    """The first reward model among the parts of a reward, to start a critic from.
 
     Raises:
         ValueError: if there is none.
     """
+    if (found := _first_model(reward)) is None:
+        raise ValueError(
+            "critic_start: reward needs a reward model among the rewards; start the critic from the policy"
+        )
+    return found.model
+
+
+def model_reward_of(reward: Any) -> ModelReward:
+    """The same with what freezes it, to be refreshed.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if (found := _first_model(reward)) is None:
+        raise ValueError("refresh_reward: there is no reward model among the rewards that could learn")
+    return found
+
+
+def _first_model(reward: Any) -> ModelReward | None:
     if isinstance(reward, ModelReward):
-        return reward.model
+        return reward
     if isinstance(reward, CombinedReward):
-        for part in reward.rewards.values():
-            try:
-                return reward_model_of(part)
-            except ValueError:
-                continue
-    elif (inner := getattr(reward, "reward", None)) is not None:
-        return reward_model_of(inner)
-    raise ValueError("critic_start: reward needs a reward model among the rewards; start the critic from the policy")
+        return next((found for part in reward.rewards.values() if (found := _first_model(part)) is not None), None)
+    inner = getattr(reward, "reward", None)
+    return None if inner is None else _first_model(inner)
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -27,6 +27,7 @@ from plaudit.training.align_guards import Guards
 from plaudit.training.messages import warn
 from plaudit.training.precision import autocast
 from plaudit.training.reading import RecordCounts
+from plaudit.training.refresh import RewardRefresher
 from plaudit.training.rollout_workers import Request, RolloutWorkers
 
 EVALUATION_SEED = 0x5EED
@@ -92,6 +93,7 @@ class AlignJob:
         guards: what warns.
         pending: an iteration that was broken off, or None.
         rollouts: processes that answer ahead, while an asynchronous run goes on.
+        refresher: lets the reward model learn from judgements of the policy's answers; None where it does not.
     """
 
     config: AlignConfig
@@ -108,6 +110,7 @@ class AlignJob:
     guards: Guards
     pending: Iteration | None = None
     rollouts: RolloutWorkers | None = None
+    refresher: RewardRefresher | None = None
 
     @property
     def trained(self) -> nn.Module:
@@ -239,6 +242,7 @@ class AlignJob:
             "reward": reward(),
             "guards": self.guards.state_dict(),
             "pending": None if self.pending is None else self.pending.state(),
+            "refresher": None if self.refresher is None else self.refresher.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,6 +256,8 @@ class AlignJob:
         if state["reward"]:
             self.reward.load_state_dict(state["reward"])  # type: ignore[attr-defined]
         self.guards.load_state_dict(state["guards"])
+        if self.refresher is not None:
+            self.refresher.load_state_dict(state["refresher"])
         self.pending = None if state["pending"] is None else Iteration.from_state(state["pending"], self.device)
 
     def _among_all_prompts(self, trajectory: Trajectory, chosen: list[int]) -> Trajectory:

@@ -15,6 +15,7 @@ from plaudit.training.processes import Processes
 RUN_ENTRIES = (
     *("checkpoints", "model", "metrics.jsonl", "samples.jsonl"),
     *("configuration.yaml", "result.json", "tensorboard", "curve.csv", "curve.png", "video"),
+    *("refresh", "reward-model"),
 )
 """What a run writes into its folder; nothing else there is ever touched."""
 
