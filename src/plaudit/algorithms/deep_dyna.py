@@ -44,7 +44,7 @@ def fit_user(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 class DialogueDyna:
