@@ -18,6 +18,7 @@ import gpu
 import growth
 import quick
 import scoring
+import threads
 from common import ROOT, load, table
 from workloads import WORKLOADS
 
@@ -59,6 +60,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
     "against the limit on a gpu": (("gpu",), lambda results: table(against_limit.rows(results, gpu.GOAL))),
     "growth": (files("growth", growth.SWEEPS), growth_tables),
     "scoring": (files("scoring", scoring.SETS), lambda results: table(scoring.rows(results))),
+    "threads": (files("threads", "012"), lambda results: table(threads.rows(results))),
     "quick": (("quick",), lambda results: table(quick.rows(results))),
 }
 """Name of a table to the files of its results, and how it is made from all of them."""

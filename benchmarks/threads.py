@@ -3,6 +3,7 @@
     python benchmarks/threads.py --competitors 1
 
 Each variant is a process of its own (the settings are read when torch is loaded), all in turn; medians over rounds.
+`--competitors 0` measures beside whatever else the machine has to do, and says how much that was.
 """
 
 import argparse
@@ -12,16 +13,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
-from common import save
+from common import median_ratio, save, table
 
 VARIANTS: dict[str, dict[str, str]] = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     "all threads, as torch comes": {},
     "all threads, OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
-    "all threads, GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
-    "all threads, GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "all threads, GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "all threads, as the command line sets it": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"},
 }
 CLEARED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 CHILD = """
@@ -50,6 +51,24 @@ def measure(variant: dict[str, str], seconds: float) -> tuple[float, float]:
     return wall, cpu
 
 
+def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per variant and number of competitors."""
+    plain = "all threads, as torch comes"
+    return [
+        {
+            "busy processes beside it": str(each["competitors"]),
+            "threads": name,
+            "ms a step": 1e3 * statistics.median(wall for wall, _ in times),
+            "processor ms a step": 1e3 * statistics.median(cpu for _, cpu in times),
+            "times faster than torch comes": median_ratio(
+                [wall for wall, _ in each["steps"][plain]], [wall for wall, _ in times]
+            ),
+        }
+        for each in results
+        for name, times in each["steps"].items()
+    ]
+
+
 def main() -> None:
     """Measure all variants in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,15 +87,11 @@ def main() -> None:
         for process in busy:
             process.kill()
             process.wait()
-    rows = {
-        name: [1e3 * statistics.median(column) for column in zip(*times, strict=True)] for name, times in found.items()
-    }
-    sys.stdout.write(f"{chosen.competitors} busy processes beside it\n")
-    sys.stdout.write("| | ms a step | processor ms a step |\n|---|---|---|\n")
-    for name, (wall, cpu) in rows.items():
-        sys.stdout.write(f"| {name} | {wall:.0f} | {cpu:.0f} |\n")
+    results = [{"competitors": chosen.competitors, "steps": found}]
+    print(table(rows(results)))
     command = f"python benchmarks/threads.py --competitors {chosen.competitors}"
-    save(f"threads-{chosen.competitors}", command, rows)
+    command += f" --seconds {chosen.seconds:g} --rounds {chosen.rounds}"
+    save(f"threads-{chosen.competitors}", command, results)
 
 
 if __name__ == "__main__":
