@@ -1,10 +1,13 @@
-"""Options and goals where they are said to help: four rooms with a moving goal, key and door, styles of text.
+"""Options where they are said to help: four rooms with a goal that moves; and as styles of a text.
 
-python studies/hierarchy.py rooms --runs 50
+python studies/hierarchy.py rooms --runs 30
+python studies/hierarchy.py styles --seeds 0 1 2 3 4
+Goals (feudal networks) are in `studies/hierarchy_goals.py`.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.option_critic_table import TabularOptionCritic
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.rollout.gridworlds import GridWalks, four_rooms
+from plaudit.rollout.options_text import StylePolicy, marginal_table, style_policy
+from plaudit.rollout.token_mdp import TokenMDP
 
 EPISODES, MOVED_AFTER, LONGEST = 2000, 1000, 1000
 SHOWN = (0, 250, 950, 1000, 1100, 1500, 1950)
@@ -112,13 +119,60 @@ def rooms(runs: int, seed: int) -> None:
     print(f"exact optimum: {best[0]:.2f} before, {np.mean(best[1:]):.2f} after (mean over goals)")
 
 
+def learn_styles(mdp: TokenMDP, name: str, *, updates: int, rows: int, num_options: int, seed: int) -> StylePolicy:
+    """A policy of styles after `updates` batches of `rows` strings, four to a prompt, the rate decayed to 0."""
+    policy = style_policy(mdp, num_options=num_options, spread=0.5, seed=seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
+    algorithm = build_algorithm(AlgorithmConfig(name=name, kl_coefficient=mdp.coefficient), policy, optimizer)
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.arange(rows) // 4
+    for _ in range(updates):
+        batch = mdp.sample(policy, groups % mdp.num_prompts, generator=generator).with_fields(group_ids=groups)
+        algorithm.update(batch, generator=generator)
+        schedule.step()
+    return policy
+
+
+def styles(seeds: list[int], updates: int, rows: int) -> None:
+    """Gap of the marginal policy to `π*`, and how its styles are used, for one and for three styles."""
+    print("| reward | styles | algorithm | largest gap (all) | usage entropy | β where sentences end | CPU s a run |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for reward in ("consistent_style", "random"):
+        for num_options in (1, 3):
+            for name in ("rloo", "ppo"):
+                gaps, usage, ends, begun = [], [], [], time.process_time()
+                for seed in seeds:
+                    mdp = TokenMDP(reward=reward, coefficient=0.5, seed=seed)
+                    steps = updates if name == "rloo" else updates // 2
+                    policy = learn_styles(mdp, name, updates=steps, rows=rows, num_options=num_options, seed=seed)
+                    gaps.append(mdp.gap(marginal_table(mdp, policy)))
+                    with torch.no_grad():
+                        found = mdp.sample(policy, torch.zeros(4096, dtype=torch.int64))
+                        shares = policy.beliefs(found)[found.mask].mean(0)
+                        stops = policy.endings.sigmoid()[found.observations[found.mask]]
+                        stops = stops[policy.may_end[found.observations[found.mask]]]
+                    usage.append(float(torch.special.entr(shares).sum() / math.log(max(num_options, 2))))
+                    ends.append(float(stops.mean()))
+                seconds = (time.process_time() - begun) / len(seeds)
+                each = ", ".join(f"{gap:.4f}" for gap in gaps)
+                cells = [reward, num_options, name, f"{max(gaps):.4f} ({each})", f"{np.mean(usage):.2f}"]
+                print(f"| {' | '.join(map(str, [*cells, f'{np.mean(ends):.2f}', f'{seconds:.1f}']))} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rooms"])
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("part", choices=["rooms", "styles"])
+    parser.add_argument("--runs", type=int, default=30, help="rooms: runs side by side")
+    parser.add_argument("--seed", type=int, default=0, help="rooms: of all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="styles")
+    parser.add_argument("--updates", type=int, default=300, help="styles: batches; PPO takes half as many")
+    parser.add_argument("--rows", type=int, default=512, help="styles: strings in a batch")
     arguments = parser.parse_args()
-    rooms(arguments.runs, arguments.seed)
+    if arguments.part == "rooms":
+        rooms(arguments.runs, arguments.seed)
+    else:
+        styles(arguments.seeds, arguments.updates, arguments.rows)
 
 
 if __name__ == "__main__":

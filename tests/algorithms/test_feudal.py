@@ -20,7 +20,7 @@ from plaudit.rollout.token_mdp import TokenMDP
 
 
 def corridor():
-    return KeyDoorCorridor(4, max_steps=9)
+    return KeyDoorCorridor(4, max_steps=9, key_seen=False)
 
 
 def collected(**options):
@@ -176,7 +176,7 @@ def test_the_corridor_pays_for_the_key_and_then_the_door():
     for _ in range(3):
         assert environment.step(np.int64(1))[1:4] == (0.0, False, False)
     steps = [environment.step(np.int64(action)) for action in [0] * 5 + [1] * 5]
-    assert [int(step[0]) for step in steps] == [4, 3, 2, 1, 0, 1, 2, 3, 4, 5]
+    assert [int(step[0]) for step in steps] == [4, 3, 2, 1, 6, 7, 8, 9, 10, 11]
     assert steps[-1][1:4] == (1.0, True, False)
     assert environment.shortest == 7
     generator, reached = np.random.default_rng(0), 0

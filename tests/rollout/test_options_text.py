@@ -5,10 +5,9 @@ import itertools
 import pytest
 import torch
 
-from plaudit.algorithms.build import build_algorithm
-from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.rollout.options_text import marginal_table, style_policy
 from plaudit.rollout.token_mdp import TokenMDP
+from studies.hierarchy import learn_styles
 
 
 def shaken(mdp, seed=0, **options):
@@ -58,22 +57,8 @@ def test_what_is_drawn_has_the_marginal_s_log_probabilities():
     assert reward == pytest.approx(mdp.expected_reward(table).mean().item(), abs=0.02)
 
 
-def learn(mdp, name, *, updates, rows, num_options=2, seed=0):
-    policy = style_policy(mdp, num_options=num_options, spread=0.5, seed=seed)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    algorithm = build_algorithm(AlgorithmConfig(name=name, kl_coefficient=mdp.coefficient), policy, optimizer)
-    generator = torch.Generator().manual_seed(seed)
-    groups = torch.arange(rows) // 4
-    for _ in range(updates):
-        batch = mdp.sample(policy, groups % mdp.num_prompts, generator=generator).with_fields(group_ids=groups)
-        algorithm.update(batch, generator=generator)
-        schedule.step()
-    return policy
-
-
 @pytest.mark.parametrize("name", [pytest.param("rloo", marks=pytest.mark.slow), "ppo"])
 def test_the_optimum_stays_the_tilted_reference(name):
     mdp = TokenMDP(vocabulary=4, max_length=3, reward="consistent_style", coefficient=0.2, seed=1)
-    policy = learn(mdp, name, updates=120 if name == "rloo" else 60, rows=256)
+    policy = learn_styles(mdp, name, updates=120 if name == "rloo" else 60, rows=256, num_options=2, seed=0)
     assert mdp.gap(marginal_table(mdp, policy)) < 0.01

@@ -7,8 +7,8 @@ Vezhnevets et al., "FeUdal networks for hierarchical reinforcement learning" (ar
 - worker (section 3.3): actor-critic on `r + α r^I`, `A^D = R^D - V^D`, with a discount of its own.
 
 The worker's gradient stops at the goals; the percept is shared and learns from both levels. Departures: λ-returns for
-n-step returns; a goal whose horizon reaches beyond the episode or the data is judged by the last state there is; Adam
-for RMSProp.
+n-step returns; a goal whose horizon reaches beyond the episode or the data is judged by the last state there is;
+advantages of each level are whitened over the batch, unless told otherwise; Adam for RMSProp.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from plaudit.algorithms.base import TaskSizes
 from plaudit.configs.feudal import FeudalConfig
 from plaudit.core.finite import NonFiniteError
 from plaudit.core.hierarchy_losses import goal_direction_loss, horizon_transitions, intrinsic_rewards
-from plaudit.core.masked import masked_mean
+from plaudit.core.masked import masked_mean, masked_whiten
 from plaudit.core.policy_losses import policy_gradient_loss
 from plaudit.core.reduction import Metrics
 from plaudit.core.returns import lambda_returns
@@ -140,8 +140,11 @@ def feudal_losses(
         return_lambda=config.return_lambda,
     )
     transitions = horizon_transitions(outputs.states.detach(), arrivals, ends, horizon=config.horizon)
+    advantages = returns - outputs.manager_values.detach()
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
     direction_loss, direction_metrics = goal_direction_loss(
-        transitions, outputs.goals, returns - outputs.manager_values.detach(), mask, reduction="per_token"
+        transitions, outputs.goals, advantages, mask, reduction="per_token"
     )
     manager_value_loss, manager_metrics = squared_value_loss(outputs.manager_values, returns, mask)
     manager = config.manager_coefficient * direction_loss + config.value_coefficient * manager_value_loss
@@ -156,6 +159,8 @@ def feudal_losses(
     )
     evaluation = evaluation_of(outputs, trajectory.actions)
     advantages = worker_returns - evaluation.values.detach()
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
     policy_loss, _ = policy_gradient_loss(evaluation.logprobs, advantages, mask, reduction="per_token")
     value_loss, value_metrics = squared_value_loss(evaluation.values, worker_returns, mask)
     entropy = masked_mean(evaluation.entropy, mask)

@@ -30,6 +30,9 @@ class FeudalConfig(Config):
     """Weight of the squared errors of both values."""
     entropy_coefficient: float = Field(default=0.01, ge=0)
     """Weight of the worker's entropy bonus."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of each level over the batch to mean 0 and deviation 1; with rare rewards they
+    would otherwise be drowned by the entropy bonus."""
     percept_size: int = Field(default=32, gt=0)
     """Size of the shared percept and of the worker's LSTM."""
     manager_size: int = Field(default=16, gt=0)

@@ -6,7 +6,8 @@ Vezhnevets et al., "FeUdal networks for hierarchical reinforcement learning" (ar
     w_t = φ(Σ_{i=t-c}^t g_i),  U_t = f_worker(z_t) in R^{A×k},  π_t = softmax(U_t w_t).
 
 Departures: `f_space` ends in tanh where the paper has a rectifier, since a latent space of a few dimensions would lose
-half of them; perceptrons in place of convolutions; goals are never random. No gradient goes from the worker into the
+half of them; the worker reads the mean of the last goals and not their sum, so that a longer horizon does not make its
+steps larger; perceptrons in place of convolutions; goals are never random. No gradient goes from the worker into the
 manager: the goals that it reads are constants to it.
 """
 
@@ -58,7 +59,7 @@ class FeudalNetwork(nn.Module):
     """Manager and worker over a shared percept; satisfies `RecurrentNetwork`.
 
     **Dilated LSTM** (equation 9): r cores with shared weights take turns, so each sees every r-th state and remembers r
-    times as long; what goes out is the sum of all their latest outputs. With `r = 1` it is a plain LSTM.
+    times as long; what goes out is the mean of all their latest outputs. With `r = 1` it is a plain LSTM.
 
     Attributes:
         observation_size, num_actions, memory_size: `O`, `A`, `M`.
@@ -130,9 +131,9 @@ class FeudalNetwork(nn.Module):
         turn = past.manager[:, 0]
         core = torch.stack(self.manager["core"](states, (turn[:, 0], turn[:, 1])), 1)
         manager = torch.cat([past.manager[:, 1:], core.unsqueeze(1)], 1)
-        pooled = manager[:, :, 0].sum(1)
+        pooled = manager[:, :, 0].mean(1)
         goals = nn.functional.normalize(pooled, dim=1)
-        direction = self.worker["goal"](past.goals.sum(1) + goals.detach())
+        direction = self.worker["goal"]((past.goals.sum(1) + goals.detach()) / (self.horizon + 1))
         worker = torch.stack(self.worker["core"](seen, (past.worker[:, 0], past.worker[:, 1])), 1)
         hidden = worker[:, 0]
         actions = self.worker["actions"](hidden).unflatten(1, (self.num_actions, self._goal_size))

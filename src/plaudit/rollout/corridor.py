@@ -13,19 +13,19 @@ from plaudit.rollout.token_mdp import TokenMDP
 class KeyDoorCorridor(gymnasium.Env[np.int64, np.int64]):
     """`N` cells in a row, the key in the first, the door in the last; 1 for reaching the door with the key.
 
-    Episodes begin in the middle, `(N - 1) // 2`. Actions: 0 left, 1 right. What is seen is the cell alone, so that
-    having the key has to be remembered. The best policy takes `(N - 1) // 2 + N - 1` steps. Truncated after
-    `max_steps`.
+    Episodes begin in the middle, `(N - 1) // 2`. Actions: 0 left, 1 right. What is seen is the cell, `0..N-1`, and with
+    the key `N..2N-1`; with `key_seen` false the cell alone, so that having the key has to be remembered. The best
+    policy takes `(N - 1) // 2 + N - 1` steps. Truncated after `max_steps`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 Gymnasium's own form
 
-    def __init__(self, num_cells: int = 20, *, max_steps: int = 200) -> None:
+    def __init__(self, num_cells: int = 20, *, max_steps: int = 200, key_seen: bool = True) -> None:
         """Raises `ValueError` for fewer than two cells or no steps."""
         if num_cells < 2 or max_steps < 1:
             raise ValueError(f"num_cells ≥ 2 and max_steps ≥ 1, got {num_cells} and {max_steps}")
-        self.num_cells, self.max_steps = num_cells, max_steps
-        self.observation_space = spaces.Discrete(num_cells)
+        self.num_cells, self.max_steps, self.key_seen = num_cells, max_steps, key_seen
+        self.observation_space = spaces.Discrete(2 * num_cells if key_seen else num_cells)
         self.action_space = spaces.Discrete(2)
         self._cell, self._has_key, self._steps = 0, False, 0
 
@@ -40,7 +40,7 @@ class KeyDoorCorridor(gymnasium.Env[np.int64, np.int64]):
         """Begin in the middle without the key."""
         super().reset(seed=seed)
         self._cell, self._has_key, self._steps = (self.num_cells - 1) // 2, False, 0
-        return np.int64(self._cell), {}
+        return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         """Move; walls at both ends."""
@@ -48,7 +48,8 @@ class KeyDoorCorridor(gymnasium.Env[np.int64, np.int64]):
         self._has_key |= self._cell == 0
         self._steps += 1
         reached = self._has_key and self._cell == self.num_cells - 1
-        return np.int64(self._cell), float(reached), reached, self._steps >= self.max_steps and not reached, {}
+        truncated = self._steps >= self.max_steps and not reached
+        return self._observation(), float(reached), reached, truncated, {}
 
     def success_of_random_walk(self) -> float:
         """Probability that a walk of fair coin tosses reaches the door with the key in time, exactly."""
@@ -64,6 +65,9 @@ class KeyDoorCorridor(gymnasium.Env[np.int64, np.int64]):
         start = np.zeros(2 * size)
         start[(size - 1) // 2] = 1
         return float((start @ np.linalg.matrix_power(moves, self.max_steps))[-1])
+
+    def _observation(self) -> np.int64:
+        return np.int64(self._cell + (self.num_cells if self.key_seen and self._has_key else 0))
 
 
 class LastTokenEnvironment(TokenMDPEnvironment):
