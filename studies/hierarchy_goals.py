@@ -37,13 +37,16 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "no dilation": {"dilation": 1},
 }
 TASKS: dict[str, dict[str, Any]] = {
-    "corridor": {"sizes": TaskSizes(40, 2), "steps": 200_000, "config": {"horizon": 10, "rollout_steps": 40}},
-    "text": {"sizes": TaskSizes(9, 5), "steps": 200_000, "config": {"horizon": 3, "rollout_steps": 20}},
+    "corridor": {"sizes": TaskSizes(40, 2), "steps": 150_000, "config": {"horizon": 10}},
+    "text": {"sizes": TaskSizes(9, 5), "steps": 150_000, "config": {"horizon": 3}},
 }
 SHARED: dict[str, Any] = {
-    "num_environments": 64,
-    "intrinsic_weight": 0.05,
-    "learning_rate": 5e-3,
+    "num_environments": 32,
+    "rollout_steps": 20,
+    "intrinsic_weight": 0.01,
+    "entropy_coefficient": 0.001,
+    "whiten_advantages": False,
+    "learning_rate": 3e-3,
     "worker_discount": 0.99,
     "manager_discount": 0.99,
 }

@@ -12,6 +12,7 @@ from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
+from plaudit.configs.option_critic import StyledConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import SoftQConfig
 from plaudit.rollout.trajectory import Policy
@@ -21,6 +22,7 @@ ALGORITHMS: Mapping[type[Config], Callable[..., Algorithm]] = {
     PolicyGradientConfig: PolicyGradient,
     AcerTextConfig: AcerText,
     SoftQConfig: SoftQ,
+    StyledConfig: PolicyGradient,
 }
 """What each configuration makes: `Class(config, policy, optimizer, *, max_gradient_norm, total_updates)`."""
 

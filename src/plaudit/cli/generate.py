@@ -95,10 +95,13 @@ def generate(
         seed=seed,
     )
     from plaudit.cli.chat import open_language_model
+    from plaudit.models.styles import StyleHeads
     from plaudit.rollout.answering import answer_rows, read_prompts
 
     loaded = open_language_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"samples_per_prompt": samples, "sampling": sampling, "logprobs": logprobs}
+    if (styles := StyleHeads.beside(model)) is not None:
+        options["styles"] = styles.to(next(loaded.parameters()).device)
     if prompt is not None:
         lines = (text for row in answer_rows(loaded, [{"prompt": prompt}], **options) for text in row["completions"])
     else:

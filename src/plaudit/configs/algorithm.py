@@ -168,13 +168,17 @@ class AlgorithmConfig(Config):
     normalise_lengths: bool | None = None
     """With `view: answer` and a ratio: the ratio is that of the mean log-probability per token (GSPO)."""
 
+    def stands_for(self) -> dict[str, Any]:
+        """What the name fills in."""
+        return dict(DEFAULTS[self.name])
+
     def resolved(self) -> AlgorithmSettings:
         """Every option with its value; raises nothing, since the configuration was checked when it was made."""
         chosen: dict[str, Any] = {"surrogate": "policy_gradient", "view": "token", "reduction": "sequence_sum"}
         chosen |= {"kl_placement": "reward", "whiten_advantages": False, "normalise_lengths": False}
         chosen |= {"epochs": 1, "minibatches": 1, "clip_schedule": "constant", "kl_adaptation": 0.1}
         chosen |= {"baseline_decay": 0.9}
-        own = dict(DEFAULTS[self.name])
+        own = self.stands_for()
         if self.gae_lambda is not None or self.num_steps is not None:
             own.pop("gae_lambda", None)
             own.pop("num_steps", None)

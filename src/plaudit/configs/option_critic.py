@@ -1,9 +1,10 @@
-"""Options of the option-critic."""
+"""Options of the option-critic: in environments, and as styles of a language model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 
 
@@ -45,3 +46,25 @@ class OptionCriticConfig(Config):
     """Gradients are scaled down to this joint norm; None leaves them."""
     hidden: tuple[int, ...] = (64, 64)
     """Sizes of the hidden layers; `[]` for tables over discrete observations."""
+
+
+class StyledConfig(AlgorithmConfig):
+    """Option-critic on text: an actor-critic whose policy is a mixture of learned styles, summed out.
+
+    The policy-gradient family's options mean what they mean there, with the marginal over styles as the policy.
+    """
+
+    name: Literal["option_critic"] = "option_critic"  # type: ignore[assignment]  # no name of the family
+    """`option_critic`."""
+    num_options: int = Field(default=4, gt=0)
+    """W, how many styles there are; each costs one more pass through the vocabulary head."""
+    sentence_ends: tuple[str, ...] = (".", "!", "?", "。", "！", "？")
+    """A style may end behind a token whose text ends with one of these."""
+    style_spread: float = Field(default=0.02, gt=0)
+    """Standard deviation of the style vectors before learning, beside states that the vocabulary head reads."""
+    initial_termination: float = Field(default=0.5, gt=0, lt=1)
+    """β behind every sentence before learning."""
+
+    def stands_for(self) -> dict[str, Any]:
+        """An advantage actor-critic."""
+        return {"baseline": "value", "gae_lambda": 0.95, "reduction": "per_token"}

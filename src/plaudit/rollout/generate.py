@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.styles import StyleHeads
 from plaudit.rollout.beam import beam_search
 from plaudit.rollout.paths import SHARING, decoding_path, open_decoder
 from plaudit.rollout.sampling import draw, row_uniforms
 from plaudit.rollout.stopping import StopStrings, decode
+from plaudit.rollout.style_decoding import StyleHead
 
 
 class Decoder(Protocol):
@@ -107,6 +109,7 @@ def generate(
     generator: torch.Generator | None = None,
     max_rows: int = 256,
     on_tokens: OnTokens | None = None,
+    styles: StyleHeads | None = None,
 ) -> GenerationResult:
     """Answer prompts; each is read once, however many answers it gets.
 
@@ -123,6 +126,7 @@ def generate(
         generator: draws the seed of all rows; None takes `sampling.seed`.
         max_rows: most rows in one forward; prompts are batched by length.
         on_tokens: is told every token as it comes (not with beams).
+        styles: options of the model, summed out as it goes (not with beams).
 
     Returns:
         `P · K` answers.
@@ -145,12 +149,15 @@ def generate(
         for batch in _batches(prompts, rows_per_prompt, max_rows, ragged=path in SHARING):
             decoder = open_decoder(model.base, [prompts[place] for place in batch], rows_per_prompt, path)
             end_ids = end_ids.to(next(model.parameters()).device)
+            if beams and styles is not None:
+                raise ValueError("beams are not searched over styles; use method: sample or greedy")
             if beams:
                 found = beam_search(decoder, _Head(model), end_ids, sampling, samples_per_prompt)
                 answers |= dict(zip(batch, found, strict=True))
                 continue
             stops = StopStrings(tokenizer, sampling.stop_strings)
-            filled = _decode(decoder, _Head(model), batch, sampling, end_ids, seed, stops, on_tokens)
+            head = _Head(model) if styles is None else StyleHead(model, styles, sampling.temperature)
+            filled = _decode(decoder, head, batch, sampling, end_ids, seed, stops, on_tokens)
             for index, place in enumerate(batch):
                 rows = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
                 answers[place] = [_answer(filled, row) for row in rows]
@@ -175,10 +182,16 @@ class _Head:
         logits = nn.functional.linear(states, self._weight.to(states.dtype), self._bias).float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
+    def read(self, tokens: Tensor) -> None:
+        """Nothing to remember."""
+
+    def keep(self, order: Tensor) -> None:
+        """Nothing to remember."""
+
 
 def _decode(
     decoder: Decoder,
-    head: _Head,
+    head: _Head | StyleHead,
     places: list[int],
     sampling: SamplingConfig,
     end_ids: Tensor,
@@ -202,12 +215,13 @@ def _decode(
     )
     # Where each row of the batch stands in `answers`: rows move when others leave.
     homes = torch.arange(count, device=device)
-    logits = head(decoder.prefill()).repeat_interleave(per_prompt, 0)
+    logits = _first_logits(decoder, head, per_prompt)
     for step in range(limit):
         drawn = draw(logits, uniforms[homes, step], sampling)
         answers.tokens[homes, step] = drawn.tokens
         answers.logprobs[homes, step] = drawn.logprobs
         answers.behaviour[homes, step] = drawn.behaviour_logprobs
+        head.read(drawn.tokens)
         ended = torch.isin(drawn.tokens, end_ids)
         if on_tokens is not None:
             on_tokens([names[row] for row in homes.tolist()], drawn.tokens.tolist())
@@ -222,9 +236,17 @@ def _decode(
                 break
             order = torch.tensor(decoder.keep((~ended).tolist()), device=device)
             homes, tokens = homes[order], tokens[order]
+            head.keep(order)
         if step + 1 < limit:
             logits = head(decoder.step(tokens))
     return answers
+
+
+def _first_logits(decoder: Decoder, head: _Head | StyleHead, per_prompt: int) -> Tensor:
+    states = decoder.prefill()
+    if isinstance(head, StyleHead):  # it remembers every row
+        return head(states.repeat_interleave(per_prompt, 0))
+    return head(states).repeat_interleave(per_prompt, 0)
 
 
 def _answer(filled: _Answers, row: int) -> tuple[list[int], list[float], list[float], bool, float | None]:

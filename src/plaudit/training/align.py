@@ -10,10 +10,12 @@ import torch
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
+from plaudit.configs.option_critic import StyledConfig
 from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
+from plaudit.models.styles import StyleHeads, sentence_end_tokens
 from plaudit.rewards.annotators import Annotator
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
@@ -97,7 +99,7 @@ def main(
             stopped_by = run_iterations(job, session, on_iteration)
             folder = None
             if stopped_by in ENDS:
-                folder = save_whole(job.policy.language_model.save_pretrained, config.output / "model")
+                folder = save_whole(job.save_model, config.output / "model")
                 if job.refresher is not None:
                     save_whole(job.refresher.reward.model.save_pretrained, config.output / "reward-model")
                 if not config.quiet:
@@ -144,6 +146,8 @@ def prepare(
     policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
     if replays:
         policy.action_values = Critic.of_actions(language_model, shared=learned == "shared").to(device)
+    if isinstance(config.algorithm, StyledConfig):
+        policy.styles = build_styles(language_model, config.algorithm, seed=config.seed).to(device)
     # Dropout stays off: the updates must see the policy that sampled.
     policy.eval()
     if config.gradient_checkpointing:
@@ -175,6 +179,20 @@ def prepare(
     guards = Guards(config.guards)
     job = AlignJob(config, policy, reference, scorer, text_policy, algorithm, kept, ids, held, held_ids, device, guards)
     return job, optimizer, counts
+
+
+def build_styles(model: CausalLM, config: StyledConfig, *, seed: int) -> StyleHeads:
+    """Style vectors and heads that fit a language model."""
+    rows, width = model.head[0].shape
+    marks = sentence_end_tokens(model.tokenizer, rows, config.sentence_ends)
+    return StyleHeads(
+        width,
+        marks,
+        num_options=config.num_options,
+        spread=config.style_spread,
+        termination=config.initial_termination,
+        seed=seed,
+    )
 
 
 def run_iterations(

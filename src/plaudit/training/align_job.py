@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,8 @@ class AlignJob:
         plan = self.algorithm.minibatches(prepared, self.generator("minibatches", iteration))
         metrics = {**experience_metrics(found, "objective"), **prepared.metrics}
         metrics |= found.answers.score.metrics("reward")
+        if self.policy.styles is not None:
+            metrics |= self.policy.styles.metrics()
         metrics |= {f"time/{name}": seconds for name, seconds in found.seconds.items()} | asynchronous
         if config.final_temperature is not None:
             metrics["temperature"] = temperature
@@ -233,6 +236,12 @@ class AlignJob:
                 generator=torch.Generator().manual_seed(config.seed + EVALUATION_SEED),
             )
         return {**found.answers.score.metrics("reward"), **experience_metrics(found, "objective")}
+
+    def save_model(self, folder: Path) -> None:
+        """Write the aligned model as a plain transformers folder, with its styles beside it where it has some."""
+        self.policy.language_model.save_pretrained(folder)
+        if self.policy.styles is not None:
+            self.policy.styles.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What the run has besides weights, optimizer and random numbers."""
