@@ -200,4 +200,4 @@ def _intrinsic(network: FeudalNetwork, trajectory: Trajectory, outputs: Any, arr
 def _spread(goals: Tensor, mask: Tensor) -> Tensor:
     """`1 - |mean goal|`: 0 where the manager always points the same way, 1 for all directions alike."""
     mean = (goals * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp_min(1)
-    return 1 - torch.linalg.vector_norm(mean)
+    return 1 - mean.square().sum().sqrt()

@@ -121,7 +121,7 @@ class FeudalNetwork(nn.Module):
                 }
             )
             start_orthogonal(self)
-            nn.init.orthogonal_(self.worker["actions"].weight, 0.1)
+            nn.init.orthogonal_(self.worker["actions"].get_parameter("weight"), 0.1)
 
     def forward(self, observations: Tensor, memory: Tensor) -> tuple[FeudalOutputs, Tensor]:
         """One step of `[B, O]` observations with memory `[B, M]`."""
@@ -159,7 +159,7 @@ class FeudalNetwork(nn.Module):
 
     def unpack(self, memory: Tensor) -> FeudalMemory:
         """The parts of rows `[B, M]`."""
-        worker, manager, goals, states, age = memory.split(self._sizes, 1)
+        worker, manager, goals, states, age = torch.split(memory, self._sizes, 1)
         return FeudalMemory(
             worker.unflatten(1, (2, self._hidden)),
             manager.unflatten(1, (self.dilation, 2, self._latent)),

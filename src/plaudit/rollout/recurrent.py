@@ -86,7 +86,7 @@ class RecurrentPolicy(nn.Module):
         seen = observation_vectors(trajectory.observations, size)
         after = observation_vectors(trajectory.next_observations, size)
         ends = (trajectory.continues == 0) | trajectory.truncated
-        memory, steps, cut = trajectory.state, [], []
+        memory, steps, cut = trajectory.state, list[Any](), list[Any]()
         last = trajectory.num_steps - 1
         for step in range(trajectory.num_steps):
             found, memory = self.network(seen[:, step], memory)
@@ -97,7 +97,7 @@ class RecurrentPolicy(nn.Module):
             else:
                 cut.append(None)
             memory = memory.masked_fill(ends[:, step : step + 1], 0.0)
-        following = []
+        following = list[Any]()
         for step, beyond in enumerate(cut):
             if step == last:
                 following.append(beyond)
