@@ -53,7 +53,7 @@ def test_the_manager_is_untouched_by_the_worker_s_loss():
 
 def test_the_manager_s_gradient_is_that_of_finite_differences_through_its_lstm():
     """Advantages and transitions are constants of equation 7, so they are held where they were."""
-    agent, trajectory = collected(value_coefficient=0.0)
+    agent, trajectory = collected(value_coefficient=0.0, whiten_advantages=False)
     agent.network.double()
     doubled = {k: v.double() if v.is_floating_point() else v for k, v in trajectory.tensors().items()}
     trajectory = type(trajectory)(**doubled)

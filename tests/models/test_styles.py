@@ -154,3 +154,9 @@ def test_alignment_with_styles_climbs_and_saves_them(tmp_path: Path) -> None:
     assert saved is not None
     assert saved.num_options == 2
     assert StyleHeads.beside("a-name-of-the-hub") is None
+
+
+def test_workers_that_know_no_styles_are_refused() -> None:
+    values = {"model": {"backbone": "x"}, "reward": "length", "data": ["x"], "asynchronous": {}}
+    with pytest.raises(ValueError, match="without styles"):
+        AlignConfig.model_validate(values | {"algorithm": {"name": "option_critic"}})

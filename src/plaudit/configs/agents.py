@@ -30,8 +30,6 @@ AgentConfig = Annotated[
 ]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""
 
-AlignAlgorithm = Annotated[
-    AlgorithmConfig | AcerTextConfig | SoftQConfig | StyledConfig, Field(discriminator="name")
-]
+AlignAlgorithm = Annotated[AlgorithmConfig | AcerTextConfig | SoftQConfig | StyledConfig, Field(discriminator="name")]
 """What improves a language model in `plaudit align`; `plaudit.algorithms.build` makes it. A member has the properties
 of `AlgorithmConfig` that `AlignConfig` reads: `needs_critic`, `needs_groups`, `passes`, `least_prompts`."""

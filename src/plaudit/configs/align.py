@@ -9,6 +9,7 @@ from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.generation import SamplingConfig
+from plaudit.configs.option_critic import StyledConfig
 from plaudit.configs.refresh import RefreshConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
 from plaudit.configs.sft import LanguageModelConfig
@@ -160,6 +161,10 @@ class AlignConfig(RunConfig):
             raise ValueError(
                 f"asynchronous: algorithm {algorithm.name} needs the whole distributions that answers were drawn from, "
                 "which workers do not send; it reuses answers by itself"
+            )
+        if isinstance(algorithm, StyledConfig):
+            raise ValueError(
+                "asynchronous: workers answer without styles, so option_critic cannot learn from their answers"
             )
         if self.asynchronous.max_staleness and algorithm.importance_cap is None:
             raise ValueError(

@@ -159,11 +159,12 @@ class FeudalNetwork(nn.Module):
 
     def unpack(self, memory: Tensor) -> FeudalMemory:
         """The parts of rows `[B, M]`."""
+        rows = len(memory)
         worker, manager, goals, states, age = torch.split(memory, self._sizes, 1)
         return FeudalMemory(
-            worker.unflatten(1, (2, self._hidden)),
-            manager.unflatten(1, (self.dilation, 2, self._latent)),
-            goals.unflatten(1, (self.horizon, self._latent)),
-            states.unflatten(1, (self.horizon, self._latent)),
+            worker.reshape(rows, 2, self._hidden),
+            manager.reshape(rows, self.dilation, 2, self._latent),
+            goals.reshape(rows, self.horizon, self._latent),
+            states.reshape(rows, self.horizon, self._latent),
             age.squeeze(1),
         )
