@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from plaudit.configs.option_critic import StyledConfig
 from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.core.hierarchy_losses import marginal_option_logprobs
 from plaudit.models.aggregation import TokenSpans
+from plaudit.models.causal_lm import CausalLM
 
 WEIGHTS, DESCRIPTION = "styles.safetensors", "styles.json"
 
@@ -183,3 +185,17 @@ def sentence_end_tokens(tokenizer: Any, rows: int, marks: Sequence[str]) -> Tens
     if not any(found):
         raise ValueError(f"no token of the vocabulary ends with one of {list(marks)}, so a style could never end")
     return torch.tensor(found + [False] * (rows - len(found)))
+
+
+def build_styles(model: CausalLM, config: StyledConfig, *, seed: int) -> StyleHeads:
+    """Style vectors and heads that fit a language model."""
+    rows, width = model.head[0].shape
+    marks = sentence_end_tokens(model.tokenizer, rows, config.sentence_ends)
+    return StyleHeads(
+        width,
+        marks,
+        num_options=config.num_options,
+        spread=config.style_spread,
+        termination=config.initial_termination,
+        seed=seed,
+    )

@@ -15,7 +15,7 @@ from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
-from plaudit.models.styles import StyleHeads, sentence_end_tokens
+from plaudit.models.styles import build_styles
 from plaudit.rewards.annotators import Annotator
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
@@ -179,20 +179,6 @@ def prepare(
     guards = Guards(config.guards)
     job = AlignJob(config, policy, reference, scorer, text_policy, algorithm, kept, ids, held, held_ids, device, guards)
     return job, optimizer, counts
-
-
-def build_styles(model: CausalLM, config: StyledConfig, *, seed: int) -> StyleHeads:
-    """Style vectors and heads that fit a language model."""
-    rows, width = model.head[0].shape
-    marks = sentence_end_tokens(model.tokenizer, rows, config.sentence_ends)
-    return StyleHeads(
-        width,
-        marks,
-        num_options=config.num_options,
-        spread=config.style_spread,
-        termination=config.initial_termination,
-        seed=seed,
-    )
 
 
 def run_iterations(
