@@ -178,7 +178,8 @@ def curves(folder: Path) -> dict[str, np.ndarray]:
 def table(root: Path) -> None:
     """One row per arm and seed: means over the first and the last four iterations, and the best four in a row."""
     print(
-        "| seed | arm | labels | gold at first | best | at the end | lost since its best | first proxy at the end | √KL |"
+        "| seed | arm | labels | gold at first | best | at the end | lost since its best "
+        "| first proxy at the end | √KL |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     rows: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
