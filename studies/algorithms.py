@@ -41,6 +41,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "ppo, both": {"name": "ppo", "surrogate": "both", "old_kl_target": 0.01},
     "dqn, one step": {"name": "dqn", "target_lambda": 0.0},
     "dqn": {"name": "dqn"},
+    "dpo, pairs labelled by the reward": {"name": "dpo"},
 }
 """Options whose optimum is `π* ∝ π_ref exp(r/β)`."""
 

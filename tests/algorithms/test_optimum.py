@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.rollout.token_mdp import TokenMDP
 from studies.algorithms import ROUTES, learn, number_of_updates
 from tests.algorithms.problems import SMALL
@@ -18,6 +20,7 @@ QUICK = (
     "a2c",
     "ppo, clip",
     "ppo, both",
+    "dpo, pairs labelled by the reward",
 )
 
 
@@ -56,6 +59,22 @@ def test_discount_and_rewards_of_transitions(options):
     table = learn(mdp, options | {"discount": 0.6}, updates=updates, rows=256)
     assert mdp.gap(table, discount=0.6) < 0.01
     assert mdp.gap(table) > 0.02
+
+
+def test_pairs_drawn_once_lead_to_the_optimum_too():
+    """DPO without new samples: one batch of the reference's answers, many steps on it."""
+    mdp = TokenMDP(**SMALL, seed=2)
+    policy = mdp.policy()
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(1024) // 8
+    batch = mdp.sample(policy, torch.zeros_like(groups), generator=generator).with_fields(group_ids=groups)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    config = AlgorithmConfig(name="dpo", kl_coefficient=mdp.coefficient, epochs=60)
+    metrics = build_algorithm(config, policy, optimizer).update(batch, generator=generator)
+    assert mdp.gap(mdp.logprob_table(policy).detach()) < 0.01
+    assert metrics["policy/steps"] == 60
+    assert metrics["preference/accuracy"] > 0.8
+    assert metrics["preference/margin"] > 0
 
 
 def test_without_a_penalty_the_best_string_wins():

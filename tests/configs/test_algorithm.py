@@ -13,7 +13,7 @@ def test_a_name_fills_in_what_it_stands_for_and_a_round_trip_changes_nothing(nam
     for key, value in DEFAULTS[name].items():
         assert getattr(settings, key) == value, key
     assert (settings.epochs > 1) == (name == "ppo")
-    assert (settings.clip_low == NEVER) == (settings.surrogate == "policy_gradient")
+    assert (settings.clip_low == NEVER) == (settings.surrogate in ("policy_gradient", "preference"))
     assert (settings.value_coefficient > 0) == (settings.baseline == "value")
     assert AlgorithmConfig.model_validate(config.model_dump()).resolved() == settings
 
@@ -42,6 +42,12 @@ def test_what_is_given_replaces_what_the_name_stands_for():
         ({"view": "answer", "gae_lambda": 0.9}, "one step only"),
         ({"gae_lambda": 0.9, "num_steps": 3}, "not both"),
         ({"normalise_lengths": True}, "view: answer"),
+        ({"name": "dpo", "view": "token"}, "dpo knows answer only"),
+        ({"name": "dpo", "reduction": "per_token"}, "dpo knows per_prompt only"),
+        ({"name": "dpo", "kl_coefficient": 0}, "must be positive"),
+        ({"name": "dpo", "kl_estimator": "k2"}, "has no meaning for dpo"),
+        ({"surrogate": "preference"}, "preference is dpo's"),
+        ({"name": "dpo", "surrogate": "clip"}, "preference is dpo's"),
         ({"name": "rloo", "normalise_lengths": True}, "surrogate with a ratio"),
         ({"name": "a2c", "clip_low": 0.1}, "clip_low: 0.1 needs the surrogate"),
         ({"name": "ppo", "surrogate": "kl", "clip_schedule": "linear"}, "clip_schedule: linear needs the surrogate"),

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from plaudit.core.dpo import dpo_loss, implicit_rewards
+from plaudit.core.dpo import dpo_loss, group_dpo_loss, implicit_rewards, pairs_within_groups
 from plaudit.core.preference_losses import pairwise_ranking_loss
 from plaudit.rollout.token_mdp import TokenMDP
 
@@ -91,3 +91,52 @@ def test_faults_are_named():
         dpo_loss(first[:, None], second[:, None], one, two, coefficient=1.0)
     with pytest.raises(ValueError, match="probabilities of the first"):
         dpo_loss(first, second, one, two, coefficient=1.0, preference=torch.full_like(first, 1.5))
+
+
+def test_pairs_within_groups_by_hand():
+    first, second = pairs_within_groups(torch.tensor([7, 2, 7, 7, 2, 5]))
+    assert sorted(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 2), (0, 3), (1, 4), (2, 3)]
+    with pytest.raises(ValueError, match=r"\[B\]"):
+        pairs_within_groups(torch.zeros(2, 2, dtype=torch.int64))
+
+
+def groups_of_answers():
+    generator = torch.Generator().manual_seed(4)
+    own, reference, rewards, weights = (torch.randn(7, generator=generator, dtype=torch.float64) for _ in range(4))
+    return own, reference, rewards, torch.tensor([0, 1, 0, 1, 0, 2, 1]), weights.abs()
+
+
+def test_groups_equal_a_loop_over_their_pairs():
+    own, reference, rewards, groups, weights = groups_of_answers()
+    loss, metrics = group_dpo_loss(own, reference, rewards, groups, weights, coefficient=0.4)
+    wanted, agree, total = 0.0, 0.0, 0
+    for i in range(7):
+        for j in range(i):
+            if groups[i] != groups[j]:
+                continue
+            margin = 0.4 * ((own[i] - reference[i]) - (own[j] - reference[j])).item()
+            chance = 1 / (1 + math.exp(-(rewards[i] - rewards[j]).item()))
+            size = int((groups == groups[i]).sum())
+            weight = (weights[i] + weights[j]).item() / (size - 1)
+            wanted -= weight * (chance * -math.log1p(math.exp(-margin)) + (1 - chance) * -math.log1p(math.exp(margin)))
+            agree, total = agree + ((rewards[i] > rewards[j]).item() == (margin > 0)), total + 1
+    assert loss.item() == pytest.approx(wanted, rel=1e-12)
+    assert metrics["accuracy"].item() == pytest.approx(agree / total)
+
+
+def test_groups_add_up_over_parts_ignore_shifts_and_know_a_lonely_answer():
+    own, reference, rewards, groups, weights = groups_of_answers()
+    whole, _ = group_dpo_loss(own, reference, rewards, groups, weights, coefficient=0.4)
+    parts = [groups == group for group in range(3)]
+    found = [group_dpo_loss(*(t[p] for t in (own, reference, rewards, groups, weights)), coefficient=0.4) for p in parts]
+    torch.testing.assert_close(sum(loss for loss, _ in found), whole, rtol=1e-12, atol=0)
+    assert found[2][0] == 0
+    assert set(found[2][1]) == set(found[0][1])
+    shifted, _ = group_dpo_loss(own, reference, rewards + 3.0 * groups, groups, weights, coefficient=0.4)
+    torch.testing.assert_close(shifted, whole, rtol=1e-12, atol=0)
+    own.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda table: group_dpo_loss(table, reference, rewards, groups, weights, coefficient=0.4)[0], [own]
+    )
+    extreme, _ = group_dpo_loss(own * 1e4, reference, rewards * 1e4, groups, weights, coefficient=1.0)
+    assert torch.isfinite(extreme)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plaudit.algorithms.targets import actions_mask
 from plaudit.configs.algorithm import AlgorithmSettings
+from plaudit.core.dpo import group_dpo_loss
 from plaudit.core.kl import KL_ESTIMATORS
 from plaudit.core.masked import masked_mean
 from plaudit.core.policy_losses import (
@@ -95,13 +96,20 @@ def step_loss(
     for name, tensor in evaluation._asdict().items():
         expect_shape(name, tensor, tuple(mask.shape))
     actions = _Actions.of(evaluation.logprobs, rows.trajectory, settings)
-    policy_loss, found = _surrogate(actions, rows, settings, coefficients)
+    preference: Metrics = {}
+    if settings.surrogate == "preference":
+        policy_loss, found, preference = _preference(actions, rows, coefficients)
+    else:
+        policy_loss, found = _surrogate(actions, rows, settings, coefficients)
     metrics = {"policy/loss": policy_loss.detach()}
     metrics |= {f"policy/{name}": found[name] for name in _LOGGED}
+    metrics |= {f"preference/{name}": value for name, value in preference.items()}
     metrics["policy/entropy"] = masked_mean(evaluation.entropy.detach(), mask)
     bonus = settings.entropy_coefficient
     divergence = value_loss = None
-    kl_coefficient = coefficients.kl if settings.kl_placement == "loss" else 0.0
+    # With pairs the coefficient is inside their loss.
+    in_loss = settings.kl_placement == "loss" and settings.surrogate != "preference"
+    kl_coefficient = coefficients.kl if in_loss else 0.0
     if kl_coefficient:
         per_action = KL_ESTIMATORS[settings.kl_estimator](actions.logprobs, actions.reference)
         divergence = reduce_steps(per_action, actions.mask, rows.action_weights)
@@ -191,6 +199,21 @@ def _surrogate(
         dual_clip=settings.dual_clip,
         importance_weights=importance,
     )
+
+
+def _preference(actions: _Actions, rows: Rows, coefficients: Coefficients) -> tuple[Tensor, Metrics, Metrics]:
+    """The loss of all pairs of a prompt's answers; ratios as every algorithm logs them; what is known of the pairs.
+
+    `rows` hold whole groups, as every policy with micro-batches of its own keeps them.
+    """
+    group_ids = rows.trajectory.group_ids
+    if group_ids is None:
+        raise ValueError("dpo compares the answers to a prompt: trajectory.group_ids is None")
+    tables = (actions.logprobs, actions.reference, rows.advantages, rows.action_weights)
+    logprobs, reference, rewards, weights = (table.squeeze(1) for table in tables)
+    loss, preference = group_dpo_loss(logprobs, reference, rewards, group_ids, weights, coefficient=coefficients.kl)
+    ratios = ratio_metrics(actions.logprobs, actions.old, actions.mask)
+    return loss, ratios | {"clip_fraction": torch.zeros_like(loss.detach())}, preference
 
 
 def _value_loss(values: Tensor, rows: Rows, settings: AlgorithmSettings) -> tuple[Tensor, Metrics]:

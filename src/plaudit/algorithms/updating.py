@@ -21,7 +21,7 @@ from plaudit.rollout.trajectory import Evaluation, Policy, Trajectory
 
 
 class PolicyGradient:
-    """REINFORCE, RLOO, GRPO, REINFORCE++, actor-critic, A2C and PPO: which one is what the configuration says.
+    """REINFORCE, RLOO, GRPO, REINFORCE++, actor-critic, A2C, PPO and DPO: which one is what the configuration says.
 
     Satisfies `plaudit.algorithms.base.Algorithm`. The learning rate is the optimizer's, its schedule the caller's.
 
@@ -52,7 +52,7 @@ class PolicyGradient:
         self.max_gradient_norm = max_gradient_norm
         self.total_updates = total_updates
         self.needs_critic = self.settings.baseline == "value"
-        self.needs_groups = self.settings.baseline in GROUP_BASELINES
+        self.needs_groups = self.settings.baseline in GROUP_BASELINES or self.settings.surrogate == "preference"
         self.needs_greedy = self.settings.baseline == "greedy"
         self.kl_coefficient = self.settings.kl_coefficient
         self.old_kl_coefficient = self.settings.old_kl_coefficient

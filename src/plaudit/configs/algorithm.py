@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from plaudit.configs.base import Config
 
-AlgorithmName = Literal["reinforce", "rloo", "grpo", "reinforce_pp", "actor_critic", "a2c", "ppo"]
+AlgorithmName = Literal["reinforce", "rloo", "grpo", "reinforce_pp", "actor_critic", "a2c", "ppo", "dpo"]
 Baseline = Literal["none", "running_mean", "prompt_mean", "leave_one_out", "prompt_standardised", "greedy", "value"]
 View = Literal["token", "answer"]
-Surrogate = Literal["policy_gradient", "clip", "kl", "both"]
+Surrogate = Literal["policy_gradient", "clip", "kl", "both", "preference"]
 KlPlacement = Literal["reward", "loss", "none"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Reduction = Literal["per_token", "per_sequence", "sequence_sum", "per_prompt"]
@@ -45,6 +45,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 4,
         "reduction": "per_token",
     },
+    "dpo": {
+        "baseline": "none",
+        "view": "answer",
+        "surrogate": "preference",
+        "kl_placement": "loss",
+        "reduction": "per_prompt",
+    },
 }
 """What each name fills in; what it does not mention is filled in alike for all (`AlgorithmConfig.resolved`)."""
 
@@ -54,6 +61,7 @@ ALLOWED_BASELINES: dict[str, tuple[str, ...]] = {
     "reinforce_pp": ("none", "prompt_mean"),
     "actor_critic": ("value",),
     "a2c": ("value",),
+    "dpo": ("none",),
 }
 """Names that stand for a certain baseline; `reinforce` and `ppo` take any."""
 
@@ -103,7 +111,8 @@ class AlgorithmConfig(Config):
     """
 
     name: AlgorithmName = "ppo"
-    """`reinforce`, `rloo`, `grpo`, `reinforce_pp` (REINFORCE++), `actor_critic` (one step), `a2c` or `ppo`."""
+    """`reinforce`, `rloo`, `grpo`, `reinforce_pp` (REINFORCE++), `actor_critic` (one step), `a2c`, `ppo`, or `dpo`
+    (pairs of a prompt's answers, labelled by the reward; with one iteration that is DPO on a fixed set of pairs)."""
     baseline: Baseline | None = None
     """What an answer's return is compared with: nothing, the running mean of returns, the mean of its prompt
     (`prompt_mean`), that without itself (`leave_one_out`), mean and deviation of its prompt (`prompt_standardised`),
@@ -123,7 +132,7 @@ class AlgorithmConfig(Config):
     """Shift and scale advantages over the whole batch to mean 0 and deviation 1."""
     surrogate: Surrogate | None = None
     """What is maximised: the plain `policy_gradient`, the ratio clipped (`clip`), the ratio with a penalty on
-    KL(old‖new) (`kl`), or `both`."""
+    KL(old‖new) (`kl`), or `both`; `preference` (of `dpo` alone) is the likelihood of the pairs' labels."""
     clip_low: float | None = Field(default=None, gt=0, lt=1)
     """ε below 1 at which the ratio is clipped; 0.2 if not given."""
     clip_high: float | None = Field(default=None, gt=0)
@@ -218,7 +227,8 @@ class AlgorithmConfig(Config):
     @property
     def needs_groups(self) -> bool:
         """Whether each prompt needs two or more answers."""
-        return self.resolved().baseline in GROUP_BASELINES
+        settings = self.resolved()
+        return settings.baseline in GROUP_BASELINES or settings.surrogate == "preference"
 
     @property
     def passes(self) -> int:
@@ -233,6 +243,7 @@ class AlgorithmConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "AlgorithmConfig":
         settings = self.resolved()
+        self._check_preference(settings)
         self._check_baseline(settings)
         self._check_surrogate(settings)
         self._check_divergence(settings)
@@ -241,6 +252,19 @@ class AlgorithmConfig(Config):
         elif self.normalise_lengths:
             raise ValueError("normalise_lengths: true is for view: answer")
         return self
+
+    def _check_preference(self, settings: AlgorithmSettings) -> None:
+        if (settings.surrogate == "preference") != (self.name == "dpo"):
+            raise ValueError(f"surrogate: {settings.surrogate} with name: {self.name}: preference is dpo's, and its only")
+        if self.name != "dpo":
+            return
+        for name, value in DEFAULTS["dpo"].items():
+            if getattr(settings, name) != value:
+                raise ValueError(f"{name}: {getattr(settings, name)}: dpo knows {value} only")
+        if self.kl_coefficient == 0:
+            raise ValueError("kl_coefficient: 0: the rewards of dpo are β log π/π_ref, so β must be positive")
+        unused = ("kl_estimator", "whiten_advantages", "importance_cap", "normalise_lengths", "target_kl")
+        self._refuse(unused, "has no meaning for dpo, which compares whole answers without a ratio")
 
     def _check_baseline(self, settings: AlgorithmSettings) -> None:
         allowed = ALLOWED_BASELINES.get(self.name)

@@ -1,4 +1,7 @@
-"""Direct preference optimisation: a policy's own log-probabilities as rewards of the Bradley-Terry model."""
+"""Direct preference optimisation: a policy's own log-probabilities as rewards of the Bradley-Terry model.
+
+Pairs may be given (`dpo_loss`), or be all pairs of the answers to each prompt, labelled by a reward (`group_dpo_loss`).
+"""
 
 import torch
 from torch import Tensor
@@ -81,3 +84,81 @@ def dpo_loss(
         "reward_first": first.detach().mean(),
         "reward_second": second.detach().mean(),
     }
+
+
+def pairs_within_groups(group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Every unordered pair of rows of one group, `(first [M], second [M])` int64: first before second.
+
+    Args:
+        group_ids: `[B]` int64, rows of one prompt share an id.
+
+    Raises:
+        ValueError: if the ids are not `[B]`.
+    """
+    if group_ids.ndim != 1:
+        raise ValueError(f"group_ids must be [B], got {tuple(group_ids.shape)}")
+    # Laid out by group, the members of a pair are fewer than the largest group apart.
+    order = group_ids.argsort(stable=True)
+    ids, first, second = group_ids[order], [order[:0]], [order[:0]]
+    for distance in range(1, len(ids)):
+        near = ids[:-distance] == ids[distance:]
+        if not near.any():
+            break
+        first.append(order[:-distance][near])
+        second.append(order[distance:][near])
+    return torch.cat(first), torch.cat(second)
+
+
+def group_dpo_loss(
+    logprobs: Tensor,
+    reference_logprobs: Tensor,
+    rewards: Tensor,
+    group_ids: Tensor,
+    weights: Tensor,
+    *,
+    coefficient: float,
+) -> tuple[Tensor, Metrics]:
+    """DPO on all pairs of a prompt's answers, each labelled by the Bradley-Terry probability of the reward.
+
+    `ℓ = Σ_g Σ_{i<j∈g} ω_ij ℓ_DPO(y_i, y_j; q_ij)`, `q_ij = σ(r_i − r_j)`, `ω_ij = (w_i + w_j)/(K_g − 1)`: the weights
+    of a group's pairs add up to those of its rows. With answers that cover what the policy may say, the minimum is
+    `π* ∝ π_ref exp(r/β)`, whoever drew them. Labels from a reward in place of people's: Guo et al., "Direct language
+    model alignment from online AI feedback" (arXiv:2402.04792), there with hard labels of two answers.
+
+    Args:
+        logprobs, reference_logprobs: `[B]`, of whole answers.
+        rewards: `[B]`, in the units in which `β` is meant.
+        group_ids: `[B]` int64; groups must be whole, a row alone in its group adds nothing.
+        weights: `w [B]`, not negative; those of a whole optimizer step add up to 1, so that its parts add up.
+        coefficient: scalar `β`, positive.
+
+    Returns:
+        the scalar loss, and the metrics of `dpo_loss`; all 0 without a pair.
+
+    Raises:
+        ValueError: for shapes that are not `[B]`, or a `β` that is not positive.
+    """
+    if logprobs.ndim != 1:
+        raise ValueError(f"log-probabilities of answers must be [B], got {tuple(logprobs.shape)}")
+    for name, tensor in (("rewards", rewards), ("group_ids", group_ids), ("weights", weights)):
+        expect_shape(name, tensor, tuple(logprobs.shape))
+    first, second = pairs_within_groups(group_ids)
+    if not len(first):
+        nothing = logprobs.detach().new_zeros(())
+        return 0.0 * logprobs.sum(), dict.fromkeys(("accuracy", "margin", "reward_first", "reward_second"), nothing)
+    _, inverse, counts = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    others = counts[inverse[first]] - 1
+    pair_weights = (weights[first] + weights[second]) / others
+    # The better answer comes first, so that accuracy and margin say whether the policy agrees with the reward.
+    turned = rewards[second] > rewards[first]
+    first, second = torch.where(turned, second, first), torch.where(turned, first, second)
+    loss, metrics = dpo_loss(
+        logprobs[first],
+        logprobs[second],
+        reference_logprobs[first],
+        reference_logprobs[second],
+        coefficient=coefficient,
+        preference=torch.sigmoid(rewards[first] - rewards[second]),
+        weights=pair_weights,
+    )
+    return loss * pair_weights.sum(), metrics
