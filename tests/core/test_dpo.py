@@ -128,7 +128,9 @@ def test_groups_add_up_over_parts_ignore_shifts_and_know_a_lonely_answer():
     own, reference, rewards, groups, weights = groups_of_answers()
     whole, _ = group_dpo_loss(own, reference, rewards, groups, weights, coefficient=0.4)
     parts = [groups == group for group in range(3)]
-    found = [group_dpo_loss(*(t[p] for t in (own, reference, rewards, groups, weights)), coefficient=0.4) for p in parts]
+    found = [
+        group_dpo_loss(*(t[p] for t in (own, reference, rewards, groups, weights)), coefficient=0.4) for p in parts
+    ]
     torch.testing.assert_close(sum(loss for loss, _ in found), whole, rtol=1e-12, atol=0)
     assert found[2][0] == 0
     assert set(found[2][1]) == set(found[0][1])

@@ -255,7 +255,9 @@ class AlgorithmConfig(Config):
 
     def _check_preference(self, settings: AlgorithmSettings) -> None:
         if (settings.surrogate == "preference") != (self.name == "dpo"):
-            raise ValueError(f"surrogate: {settings.surrogate} with name: {self.name}: preference is dpo's, and its only")
+            raise ValueError(
+                f"surrogate: {settings.surrogate} with name: {self.name}: preference is dpo's, and its only"
+            )
         if self.name != "dpo":
             return
         for name, value in DEFAULTS["dpo"].items():
