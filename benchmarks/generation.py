@@ -1,12 +1,13 @@
 """Tokens per second of `plaudit.rollout.generate` beside transformers' `generate`, on a 7M Llama with random weights.
 
     python benchmarks/generation.py                     # the grid: K 1, 8; prompts of 16, 128, 512; 16, 128 new tokens
-    python benchmarks/generation.py --headline          # 8 prompts of 125 tokens, 8 samples, 64 new tokens
+    python benchmarks/generation.py 8-125-64            # one row: 8 samples, prompts of 125 tokens, 64 new tokens
     python benchmarks/generation.py --clock processor   # on a machine that others use: seconds of the processor
 
 Both sample at temperature 1 from the same weights, without an end token, so that both make the same number of tokens.
 The two take turns; the figures are medians over `--repeats` turns, the ratio that of what was measured side by side.
-The rows go into `benchmarks/results/generation.json`, from which `benchmarks/report.py` fills `docs/benchmarks.md`.
+Every row is saved as soon as it is measured, in a file of its own, from which `benchmarks/report.py` fills
+`docs/benchmarks.md`.
 """
 
 import argparse
@@ -30,6 +31,8 @@ VOCABULARY = 8192
 GRID = [(samples, prompt, new) for samples in (1, 8) for prompt in (16, 128, 512) for new in (16, 128)]
 HEADLINE = (8, 125, 64)
 """Samples, tokens of a prompt, new tokens."""
+CELLS = {"-".join(map(str, cell)): cell for cell in (HEADLINE, *GRID)}
+"""Every row of the table by the end of its file's name."""
 
 
 def build_model() -> LlamaForCausalLM:
@@ -97,7 +100,7 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print a table and save it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--headline", action="store_true", help="only 8 prompts of 125 tokens, K 8, 64 new tokens")
+    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"which rows, by default all: {', '.join(CELLS)}")
     parser.add_argument("--prompts", type=int, default=8, help="prompts in one call")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
@@ -108,19 +111,18 @@ def main() -> None:
     plain, tokenizer = build_model(), build_tokenizer()
     ours = CausalLM(build_model(), tokenizer).eval()
     assert ours.model.config._attn_implementation == PACKED_ATTENTION  # type: ignore[union-attr]
-    results = []
-    for samples, length, new in [HEADLINE] if arguments.headline else [*GRID, HEADLINE]:
+    for name in arguments.cells or CELLS:
+        samples, length, new = CELLS[name]
         ways = contenders(plain, ours, arguments.prompts, length, samples, new)
         seconds = alternate(ways, arguments.repeats, clock=clock)
         tokens = arguments.prompts * samples * new
         found: dict[str, Any] = {"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts}
-        found |= {name: tokens / statistics.median(each) for name, each in seconds.items()}
+        found |= {way: tokens / statistics.median(each) for way, each in seconds.items()}
         found |= {"ratio": median_ratio(seconds["transformers"], seconds["plaudit"]), "seconds": seconds}
-        results.append(found)
-        print("   ".join(f"{name} {value:,.2f}" for name, value in rows([found])[0].items()), flush=True)
-    if not arguments.headline:
-        command = f"python benchmarks/generation.py --repeats {arguments.repeats} --clock {arguments.clock}"
-        print(f"saved {save('generation', command, results)}")
+        command = f"python benchmarks/generation.py {name} --repeats {arguments.repeats} --clock {arguments.clock}"
+        saved = save(f"generation-{name}", command, [found])
+        row = "   ".join(f"{column} {value:,.2f}" for column, value in rows([found])[0].items())
+        print(f"{row}   ({saved.name})", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from plaudit.configs.generation import SamplingConfig
-from plaudit.rollout.sampling import draw, filter_logits, row_uniforms
+from plaudit.rollout.sampling import draw, filter_logits, invert, row_uniforms
 
 
 def peer(logits: torch.Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> torch.Tensor:
@@ -55,6 +55,27 @@ def test_the_ends_of_the_interval_give_possible_tokens(uniform: float) -> None:
     logits[1, 501] = -2.0
     tokens = draw(logits, torch.full((3,), uniform), SamplingConfig()).tokens
     assert set(tokens.tolist()) <= {500, 501}
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 64, 65, 200, 4096])
+def test_the_two_levels_find_the_token_of_one_running_sum(vocabulary: int) -> None:
+    """The reference sums in float64, one token after the other; only numbers next to a border may fall elsewhere."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights = torch.rand(50, vocabulary, generator=generator) * (torch.rand(50, vocabulary, generator=generator) < 0.6)
+    weights[:, vocabulary // 2] += 0.1
+    weights[0] = 0.0
+    weights[0, -1] = 3.0
+    numbers = torch.rand(50, generator=generator)
+    numbers[1:3] = torch.tensor([0.0, 1.0 - 2**-24])
+    found = invert(weights, numbers)
+    assert bool((weights.gather(1, found[:, None]) > 0).all())
+    assert int(found[0]) == vocabulary - 1
+    for row in range(50):
+        sums = weights[row].double().cumsum(0)
+        wanted = float(numbers[row]) * float(sums[-1])
+        place = int(found[row])
+        before = float(sums[place - 1]) if place else 0.0
+        assert before - 1e-5 * float(sums[-1]) <= wanted <= float(sums[place]) + 1e-5 * float(sums[-1])
 
 
 def test_what_is_recorded_under_filters() -> None:

@@ -169,55 +169,72 @@ class SharedPrefixDecoder:
             options = AttentionOptions(scaling=scaling, window=window, softcap=softcap, sinks=sinks)
             output = BACKENDS["blocks"](query, key, value, self._prefilling, options)
             return output.transpose(1, 2)
+        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return self._attend_rows(layer, *rows, window=window, scaling=scaling, softcap=softcap, sinks=sinks)[None]
+
+    def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float) -> Tensor:
+        """The same for one token per row, called by the lean step: `[R, h, d]`, `[R, g, d]` twice, to `[R, h, d]`."""
+        layer, self._layer = self._layer, self._layer + 1
+        return self._attend_rows(layer, query, key, value, window=window, scaling=scaling)
+
+    def _attend_rows(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        scaling: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Write a row's own key and value, then attend to the prompt's and to its own.
+
+        With `m` heads per group: scores of the shared part are `[P, g, W·m, L]`, `W` rows of each prompt, and stay in
+        that order; the smaller tensors (queries, a row's own scores and weights, outputs) are brought into it and back.
+        """
         if len(self._own_cache) == layer:
             self._own_cache.append((self._as_rows(key), self._as_rows(value)))
+        rows, steps = len(self.rows), self.steps + 1
         own_keys, own_values = self._own_cache[layer]
-        own_keys[: len(self.rows), :, self.steps] = key[0].transpose(0, 1)
-        own_values[: len(self.rows), :, self.steps] = value[0].transpose(0, 1)
-        queries = query[0].transpose(0, 1) * scaling
-        return self._attend_step(layer, queries, window, softcap, sinks)[None]
+        own_keys[:rows, :, steps - 1] = key
+        own_values[:rows, :, steps - 1] = value
+        first = 0 if window is None else max(0, steps - window)
+        own_keys, own_values = own_keys[:rows, :, first:steps], own_values[:rows, :, first:steps]
+        keys, values = (cache[: len(self._slots), :, : self._longest] for cache in self._prompt_cache[layer])
+        groups, size = key.shape[1], key.shape[2]
+        query = (query * scaling).reshape(rows, groups, -1, size)
 
-    def _attend_step(
-        self, layer: int, queries: Tensor, window: int | None, softcap: float | None, sinks: Tensor | None
-    ) -> Tensor:
-        """`[R, h, d]` scaled queries to `[R, h, d]`."""
-        prompts, rows, width = len(self._slots), len(self.rows), self._width
-        keys, values = (cache[:prompts, :, : self._longest] for cache in self._prompt_cache[layer])
-        first = 0 if window is None else max(0, self.steps + 1 - window)
-        own_keys, own_values = (cache[:rows, :, first : self.steps + 1] for cache in self._own_cache[layer])
-        groups, size = keys.shape[1], keys.shape[3]
-        per_group = queries.shape[1] // groups
-        length = self._longest
-
-        queries = queries.reshape(rows, groups, per_group, size)
-        grid = queries if self._grid is None else queries[self._grid]
-        grid = grid.view(prompts, width, groups, per_group, size).transpose(1, 2)
-        scores = grid.reshape(prompts, groups, width * per_group, size) @ keys.transpose(-1, -2)
-        scores = scores.view(prompts, groups, width, per_group, length).transpose(1, 2)
-        scores = scores.reshape(prompts * width, groups, per_group, length)
-        if self._flat is not None:
-            scores = scores[self._flat]
+        shared = self._to_grid(query) @ keys.transpose(-1, -2)
         mask = self._prompt_mask(window)
         if mask is not None:
-            scores = scores.masked_fill_(mask, torch.finfo(scores.dtype).min)
-        scores = torch.cat((scores, queries @ own_keys.transpose(-1, -2)), -1)
+            shared = shared.masked_fill_(mask, torch.finfo(shared.dtype).min)
+        scores = torch.cat((shared, self._to_grid(query @ own_keys.transpose(-1, -2))), -1)
         weights = _softmax(scores, softcap, sinks, mask).to(values.dtype)
+        output = self._to_rows(weights[..., : self._longest] @ values, query.shape[2])
+        output += self._to_rows(weights[..., self._longest :], query.shape[2]) @ own_values
+        return output.reshape(rows, -1, size)
 
-        shared = weights[..., :length]
-        if self._grid is not None:
-            shared = shared[self._grid]
-        shared = shared.reshape(prompts, width, groups, per_group, length).transpose(1, 2)
-        output = shared.reshape(prompts, groups, width * per_group, length) @ values
-        output = output.view(prompts, groups, width, per_group, -1).transpose(1, 2)
-        output = output.reshape(prompts * width, groups, per_group, -1)
-        if self._flat is not None:
-            output = output[self._flat]
-        return (output + weights[..., length:] @ own_values).reshape(rows, groups * per_group, -1)
+    def _to_grid(self, tensor: Tensor) -> Tensor:
+        """`[R, g, m, n]` to `[P, g, W·m, n]`; places that no row fills hold copies of row 0."""
+        tensor = tensor if self._grid is None else tensor[self._grid]
+        _, groups, heads, last = tensor.shape
+        grid = tensor.view(len(self._slots), self._width, groups, heads, last).transpose(1, 2)
+        return grid.reshape(len(self._slots), groups, self._width * heads, last)
+
+    def _to_rows(self, tensor: Tensor, heads: int) -> Tensor:
+        """`[P, g, W·m, n]` to `[R, g, m, n]`, `heads` being `m`."""
+        prompts, groups, _, last = tensor.shape
+        # A view: the last dimension may be a part of a longer one.
+        grid = tensor.view(prompts, groups, self._width, heads, last).transpose(1, 2)
+        rows: Tensor = grid.reshape(prompts * self._width, groups, heads, last)
+        return rows if self._flat is None else rows[self._flat]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         self._layer = 0
         if self._lean is not None and self._prefilling is None:
-            states: Tensor = self._lean(ids, positions, self.attend)
+            states: Tensor = self._lean(ids, positions, self.attend_rows)
         else:
             output = self._base(
                 input_ids=ids[None],
@@ -242,8 +259,8 @@ class SharedPrefixDecoder:
         return packed.reshape(prompts, self._longest, heads, size).transpose(1, 2).contiguous()
 
     def _as_rows(self, tensor: Tensor) -> Tensor:
-        """Room for the rows' own keys or values, `[R, g, T, d]`."""
-        return tensor.new_empty(len(self.rows), tensor.shape[1], _FIRST_CAPACITY, tensor.shape[3])
+        """Room for the rows' own keys or values, `[R, g, T, d]`, of the type of `[R, g, d]`."""
+        return tensor.new_empty(*tensor.shape[:2], _FIRST_CAPACITY, tensor.shape[2])
 
     def _make_room(self) -> None:
         """Double the room for own keys and values when it is used up."""
@@ -276,32 +293,35 @@ class SharedPrefixDecoder:
             self._grid = torch.tensor(grid, device=self._device)
             self._flat = torch.tensor(flat, device=self._device)
         ragged = any(length != self._longest for length in lengths)
-        columns = torch.arange(self._longest, device=self._device)
-        self._padding = (columns >= self._row_lengths[:, None])[:, None, None] if ragged else None
+        found = [len(self._prompts[prompt]) for prompt in self._slots]
+        self._slot_lengths = torch.tensor(found, dtype=torch.long, device=self._device)[:, None, None, None]
+        self._columns = torch.arange(self._longest, device=self._device)
+        self._padding = self._columns >= self._slot_lengths if ragged else None
         self._masks = {}
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
-        """`[R, 1, 1, L]` bool, True on prompt positions that a row does not see in this step; None if it sees all."""
+        """`[P, 1, 1, L]` bool, True on prompt positions that no row of it sees in this step; None if all are seen."""
         if window not in self._masks:
             mask = self._padding
             if window is not None and self._longest + self.steps >= window:
-                column = torch.arange(self._longest, device=self._device)
-                far = (self._row_lengths[:, None] + self.steps - column >= window)[:, None, None]
+                far = self._slot_lengths + self.steps - self._columns >= window
                 mask = far if mask is None else mask | far
             self._masks[window] = mask
         return self._masks[window]
 
 
 def _softmax(scores: Tensor, softcap: float | None, sinks: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Softmax in float32 over `[R, g, h/g, L + t]`, with a cap on the scores and a sink per head where there are."""
+    """Softmax in float32 over `[P, g, W·m, L + t]`, with a cap on the scores and a sink per head where there are."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
         if mask is not None:
             scores[..., : mask.shape[-1]].masked_fill_(mask, torch.finfo(scores.dtype).min)
     if sinks is None:
         return scores.softmax(-1, dtype=torch.float32)
-    sink = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1).expand(scores.shape[0], -1, -1, 1)
-    return torch.cat((scores, sink), -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    groups, rows = scores.shape[1:3]
+    heads = sinks.numel() // groups
+    sink = sinks.to(scores.dtype).view(groups, heads).repeat(1, rows // heads)[None, ..., None]
+    return torch.cat((scores, sink.expand(scores.shape[0], -1, -1, 1)), -1).softmax(-1, dtype=torch.float32)[..., :-1]
 
 
 def _fill_holes(alive: Sequence[bool]) -> list[int]:

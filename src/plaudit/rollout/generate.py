@@ -13,7 +13,9 @@ from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.styles import StyleHeads
 from plaudit.rollout.beam import beam_search
+from plaudit.rollout.lean import lean_step
 from plaudit.rollout.paths import SHARING, decoding_path, open_decoder
+from plaudit.rollout.products import Product
 from plaudit.rollout.sampling import draw, row_uniforms
 from plaudit.rollout.stopping import StopStrings, decode
 from plaudit.rollout.style_decoding import StyleHead
@@ -93,6 +95,10 @@ class _Answers:
     finished: list[bool]
 
 
+_WORTH_PREPARING = 128
+"""Rows times steps from which the vocabulary head is laid out for them."""
+_LARGEST_COPY = 100_000_000
+
 OnTokens = Callable[[list[tuple[int, int]], list[int]], None]
 """Called after every step with the `(prompt, sample)` of every row and its new token."""
 
@@ -143,21 +149,24 @@ def generate(
     seed = sampling.seed if generator is None else int(torch.randint(2**62, (), generator=generator))
     beams = sampling.num_beams if sampling.method == "beam" else 0
     rows_per_prompt = beams or samples_per_prompt
+    if beams and styles is not None:
+        raise ValueError("beams are not searched over styles; use method: sample or greedy")
     answers: dict[int, list[tuple[list[int], list[float], list[float], bool, float | None]]] = {}
     with _evaluating(model):
         path = decoding_path(model)
+        most = rows_per_prompt * max(1, min(len(prompts), max_rows // rows_per_prompt))
+        lean = lean_step(model.base, rows=most, steps=sampling.max_new_tokens) if path == "lean" else None
+        head = _Head(model, rows=most, steps=sampling.max_new_tokens)
         for batch in _batches(prompts, rows_per_prompt, max_rows, ragged=path in SHARING):
-            decoder = open_decoder(model.base, [prompts[place] for place in batch], rows_per_prompt, path)
+            decoder = open_decoder(model.base, [prompts[place] for place in batch], rows_per_prompt, path, lean)
             end_ids = end_ids.to(next(model.parameters()).device)
-            if beams and styles is not None:
-                raise ValueError("beams are not searched over styles; use method: sample or greedy")
             if beams:
-                found = beam_search(decoder, _Head(model), end_ids, sampling, samples_per_prompt)
+                found = beam_search(decoder, head, end_ids, sampling, samples_per_prompt)
                 answers |= dict(zip(batch, found, strict=True))
                 continue
             stops = StopStrings(tokenizer, sampling.stop_strings)
-            head = _Head(model) if styles is None else StyleHead(model, styles, sampling.temperature)
-            filled = _decode(decoder, head, batch, sampling, end_ids, seed, stops, on_tokens)
+            chosen = head if styles is None else StyleHead(model, styles, sampling.temperature)
+            filled = _decode(decoder, chosen, batch, sampling, end_ids, seed, stops, on_tokens)
             for index, place in enumerate(batch):
                 rows = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
                 answers[place] = [_answer(filled, row) for row in rows]
@@ -172,14 +181,16 @@ def strip_padding(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
 class _Head:
     """The vocabulary head: states `[R, H]` to float32 logits `[R, V]`."""
 
-    def __init__(self, model: CausalLM) -> None:
-        self._weight, self._bias, self._softcap = model.head
+    def __init__(self, model: CausalLM, *, rows: int, steps: int) -> None:
+        weight, bias, self._softcap = model.head
         self._scale = model.logit_scale
+        worth = rows * steps >= _WORTH_PREPARING and weight.numel() <= _LARGEST_COPY
+        self._product = Product(weight, bias, rows=rows if worth else 0)
 
     def __call__(self, states: Tensor) -> Tensor:
         if self._scale != 1.0:
             states = states * self._scale
-        logits = nn.functional.linear(states, self._weight.to(states.dtype), self._bias).float()
+        logits = self._product(states).float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def read(self, tokens: Tensor) -> None:

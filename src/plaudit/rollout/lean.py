@@ -9,21 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from plaudit.models.states import unwrap
+from plaudit.rollout.products import Product
 
 LEAN_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """Classes of transformers base models that this step computes; SmolLM and many others are Llamas."""
 
 _FUSE_BELOW = 100_000_000
+_WORTH_PREPARING = 1024
 
 Attend = Callable[..., Tensor]
-"""`(query [1, h, R, d], key [1, g, R, d], value, *, window, scaling, softcap, sinks) -> [1, R, h, d]`."""
+"""`(query [R, h, d], key [R, g, d], value, *, window, scaling) -> [R, h, d]`."""
 
 
-def lean_step(base: nn.Module) -> "LeanStep | None":
-    """The lean step of this model; None for other architectures and for layers that are not plain (adapters, hooks)."""
+def lean_step(base: nn.Module, *, rows: int = 1, steps: int = 1) -> "LeanStep | None":
+    """The lean step of this model; None for other architectures and for layers that are not plain (adapters, hooks).
+
+    Args:
+        base: a transformers base model.
+        rows: about how many rows a step will have.
+        steps: how many steps are expected; many rows or steps are worth laying out the weights for them.
+    """
     model: Any = base
     if unwrap(base) is not base or type(model).__name__ not in LEAN_MODELS or model.config.hidden_act != "silu":
         return None
@@ -37,78 +45,83 @@ def lean_step(base: nn.Module) -> "LeanStep | None":
         # Whoever has put himself around a module wants to be asked; `forward` of its own is accelerate's way.
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return None
-    return LeanStep(model)
+    return LeanStep(model, rows=rows if rows * steps >= _WORTH_PREPARING else 0)
 
 
 class LeanStep:
-    """Reads one token per row; built anew for every batch, so that it sees the weights as they are.
+    """Reads one token per row; built anew for every call of `generate`, so that it sees the weights as they are.
 
-    Small models' matrices of one layer that read the same input are laid side by side; large ones are left where they
-    are.
+    Small models' matrices of one layer that read the same input are laid side by side, and all are laid out for few
+    rows; large ones are left where they are.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Collect the weights of a model that `lean_step` has found fit."""
+    def __init__(self, model: Any, *, rows: int = 0) -> None:
+        """Collect the weights of a model that `lean_step` has found fit; `rows` as for `Product`."""
         self._model = model
         self._fused = sum(parameter.numel() for parameter in model.parameters()) < _FUSE_BELOW
-        self._layers = [self._collect(layer) for layer in model.layers]
+        self._rows = rows if self._fused else 0
+        self._layers = [_Layer(self, layer) for layer in model.layers]
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Tokens `[R]` at positions `[R]` to states `[R, H]`; attention is left to `attend`."""
         hidden = self._model.embed_tokens(tokens)
         cos, sin = (table[0][:, None] for table in self._model.rotary_emb(hidden[None], positions[None]))
-        size, half = cos.shape[-1], cos.shape[-1] // 2
-        rows, width = hidden.shape
-        for layer, (inputs, gates) in zip(self._model.layers, self._layers, strict=True):
-            attention = layer.self_attn
-            norm = layer.input_layernorm
-            normed = rms_norm(hidden, (width,), norm.weight, norm.variance_epsilon)
-            heads = _project(normed, inputs).view(rows, -1, size)
-            count = attention.q_proj.out_features // size
-            groups = attention.k_proj.out_features // size
-            turned, value = heads[:, : count + groups], heads[:, count + groups :]
-            if hasattr(attention, "q_norm"):
-                parts = zip((attention.q_norm, attention.k_norm), torch.split(turned, [count, groups], 1), strict=True)
-                turned = torch.cat([rms_norm(x, (size,), n.weight, n.variance_epsilon) for n, x in parts], 1)
-            swapped = torch.cat((-turned[..., half:], turned[..., :half]), -1)
-            turned = turned * cos + swapped * sin
-            query, key = turned[:, :count], turned[:, count:]
-            mixed = attend(
-                *(part.transpose(0, 1)[None] for part in (query, key, value)),
-                window=self._window(attention),
-                scaling=attention.scaling,
-                softcap=None,
-                sinks=None,
-            )
-            output = attention.o_proj
-            hidden = hidden + linear(mixed.reshape(rows, -1), output.weight, output.bias)
-            norm = layer.post_attention_layernorm
-            normed = rms_norm(hidden, (width,), norm.weight, norm.variance_epsilon)
-            gate, up = _project(normed, gates).chunk(2, -1)
-            down = layer.mlp.down_proj
-            hidden = hidden + linear(silu(gate) * up, down.weight, down.bias)
+        for layer in self._layers:
+            hidden = layer(hidden, cos, sin, attend)
         norm = self._model.norm
-        return rms_norm(hidden, (width,), norm.weight, norm.variance_epsilon)
+        return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
-    def _collect(self, layer: Any) -> tuple[list[tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor | None]]]:
-        attention, mlp = layer.self_attn, layer.mlp
-        inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
-        return self._side_by_side(inputs), self._side_by_side([mlp.gate_proj, mlp.up_proj])
+    def product(self, part: nn.Linear) -> Product:
+        """The product with a layer's weights."""
+        return Product(part.weight, part.bias, rows=self._rows)
 
-    def _side_by_side(self, parts: list[nn.Linear]) -> list[tuple[Tensor, Tensor | None]]:
+    def side_by_side(self, parts: list[nn.Linear]) -> list[Product]:
+        """Products that read the same input: one with all weights in small models."""
         if not self._fused or len({part.bias is None for part in parts}) > 1:
-            return [(part.weight, part.bias) for part in parts]
+            return [self.product(part) for part in parts]
         biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
         weights: list[Tensor] = [part.weight for part in parts]
-        return [(torch.cat(weights), torch.cat(biases) if biases else None)]
+        return [Product(torch.cat(weights), torch.cat(biases) if biases else None, rows=self._rows)]
 
-    def _window(self, attention: Any) -> int | None:
+    def window(self, attention: Any) -> int | None:
+        """The sliding window of a layer, in positions."""
         if hasattr(attention, "sliding_window"):
             return attention.sliding_window  # type: ignore[no-any-return]
         mistral = type(self._model).__name__ == "MistralModel"
         return self._model.config.sliding_window if mistral else None
 
 
-def _project(states: Tensor, parts: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    found = [linear(states, weight, bias) for weight, bias in parts]
-    return found[0] if len(found) == 1 else torch.cat(found, -1)
+class _Layer:
+    """One layer of the lean step."""
+
+    def __init__(self, step: LeanStep, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._norm, self._second_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._size = attention.head_dim
+        self._count = attention.q_proj.out_features // self._size
+        self._groups = attention.k_proj.out_features // self._size
+        # Qwen 3 normalises each head's query and key.
+        self._head_norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        self._options = {"window": step.window(attention), "scaling": attention.scaling}
+        self._inputs = step.side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output, self._down = step.product(attention.o_proj), step.product(mlp.down_proj)
+        self._gate, self._up = step.product(mlp.gate_proj), step.product(mlp.up_proj)
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """States `[R, H]` before the layer to those behind it."""
+        rows, norm = hidden.shape[0], self._norm
+        normed = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        found = [product(normed) for product in self._inputs]
+        heads = (found[0] if len(found) == 1 else torch.cat(found, -1)).view(rows, -1, self._size)
+        turned, value = heads[:, : self._count + self._groups], heads[:, self._count + self._groups :]
+        if self._head_norms is not None:
+            parts = zip(self._head_norms, torch.split(turned, [self._count, self._groups], 1), strict=True)
+            turned = torch.cat([rms_norm(x, n.weight.shape, n.weight, n.variance_epsilon) for n, x in parts], 1)
+        half = self._size // 2
+        swapped = torch.cat((-turned[..., half:], turned[..., :half]), -1)
+        turned = turned * cos + swapped * sin
+        mixed = attend(turned[:, : self._count], turned[:, self._count :], value, **self._options)
+        hidden = self._output.plus(mixed.reshape(rows, -1), hidden)
+        norm = self._second_norm
+        normed = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)

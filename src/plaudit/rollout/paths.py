@@ -10,7 +10,7 @@ from plaudit.models.causal_lm import CausalLM
 from plaudit.models.probe import tiny_twin
 from plaudit.models.states import takes_argument, unwrap
 from plaudit.rollout.decoding import SharedPrefixDecoder
-from plaudit.rollout.lean import lean_step
+from plaudit.rollout.lean import LeanStep, lean_step
 from plaudit.rollout.rows import RowsDecoder
 
 logger = logging.getLogger(__name__)
@@ -59,12 +59,14 @@ def _choose(model: CausalLM) -> str:
 
 
 def open_decoder(
-    base: nn.Module, prompts: list[list[int]], rows_per_prompt: int, path: str
+    base: nn.Module, prompts: list[list[int]], rows_per_prompt: int, path: str, lean: LeanStep | None = None
 ) -> SharedPrefixDecoder | RowsDecoder:
-    """The decoder of a path (see `decoding_path`) for these prompts."""
+    """The decoder of a path (see `decoding_path`) for these prompts; `lean` is the step of the path `lean`.
+
+    Without it (adapters or hooks may have come since the path was chosen) the model's own modules serve.
+    """
     if path in SHARING:
-        # Asked again: adapters or hooks may have come since the path was chosen, and modules serve those.
-        return SharedPrefixDecoder(base, prompts, rows_per_prompt, lean=lean_step(base) if path == "lean" else None)
+        return SharedPrefixDecoder(base, prompts, rows_per_prompt, lean=lean if path == "lean" else None)
     return RowsDecoder(base, prompts, rows_per_prompt, cached=path == "cached")
 
 
@@ -106,7 +108,8 @@ def decoding_fault(base: nn.Module, path: str, tolerance: float, vocabulary: int
     found: list[Tensor] = []
     texts: list[list[int]] = []
     try:
-        decoder = open_decoder(base, prompts, 2, path)
+        lean = lean_step(base, rows=2 * len(prompts), steps=1024) if path == "lean" else None
+        decoder = open_decoder(base, prompts, 2, path, lean)
         found += list(decoder.prefill())
         texts += prompts
         rows = [list(prompts[prompt]) for prompt in decoder.rows]

@@ -11,6 +11,7 @@ from torch import Tensor
 from plaudit.configs.generation import SamplingConfig
 
 _TOP_P_CANDIDATES = 256
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,56 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Drawn:
         logits = logits / sampling.temperature
     if sampling.method == "greedy":
         tokens = logits.argmax(-1)
-        chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
-        logprobs = _finite(chosen - logits.logsumexp(-1))
+        logprobs = _finite(logits.softmax(-1).gather(-1, tokens[:, None]).squeeze(-1).log())
         return Drawn(tokens, logprobs, torch.zeros_like(logprobs))
     kept = filter_logits(logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
-    highest = kept.amax(-1, keepdim=True)
-    cumulative = (kept - highest).exp_().cumsum(-1)
-    total = cumulative[:, -1:]
-    # Below the total even after rounding: then some token with a positive probability exceeds it.
-    wanted = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    probabilities = kept.softmax(-1)
+    tokens = invert(probabilities, uniforms)
+    behaviour = _finite(probabilities.gather(-1, tokens[:, None]).squeeze(-1).log())
+    if kept is logits:
+        return Drawn(tokens, behaviour, behaviour)
     chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
-    behaviour = _finite(chosen - highest.squeeze(-1) - total.squeeze(-1).log())
-    logprobs = behaviour if kept is logits else chosen - logits.logsumexp(-1)
-    return Drawn(tokens, logprobs, behaviour)
+    return Drawn(tokens, chosen - logits.logsumexp(-1), behaviour)
+
+
+def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token of each row whose cumulative probability exceeds the row's uniform number.
+
+    In two levels, since a running sum over a whole vocabulary takes longer than making its probabilities: first the
+    block of tokens that the number falls into, then the token in it.
+
+    Args:
+        probabilities: `[R, V]` float32; rows need not add up to 1 exactly.
+        uniforms: `[R]` float32 in `[0, 1)`.
+
+    Returns:
+        `[R]` int64, each with a probability above 0. Where a row holds no number, any token.
+    """
+    count = probabilities.shape[-1]
+    whole = count // _BLOCK * _BLOCK
+    parts = [probabilities[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)] if whole else []
+    if whole < count:
+        parts.append(probabilities[:, whole:].sum(-1, keepdim=True))
+    blocks, left = _first_above(torch.cat(parts, -1), uniforms)
+    places = blocks[:, None] * _BLOCK + torch.arange(min(_BLOCK, count), device=probabilities.device)
+    inside = probabilities.gather(-1, places.clamp(max=count - 1)).masked_fill(places >= count, 0.0)
+    found, _ = _first_above(inside, left, scale=False)
+    return blocks * _BLOCK + found
+
+
+def _first_above(masses: Tensor, wanted: Tensor, *, scale: bool = True) -> tuple[Tensor, Tensor]:
+    """The first of `[R, n]` masses with which the sum exceeds `[R]`, and what of that the ones before it leave over.
+
+    With `scale`, `wanted` is a share of the whole sum.
+    """
+    cumulative = masses.cumsum(-1)
+    total = cumulative[:, -1:]
+    wanted = wanted[:, None] * total if scale else wanted[:, None]
+    # Below the total even after rounding: then some entry with a positive mass exceeds it.
+    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=masses.shape[-1] - 1)
+    before = torch.where(found > 0, cumulative.gather(-1, (found - 1).clamp(min=0)), 0.0)
+    return found.squeeze(-1), (wanted - before).clamp(min=0.0).squeeze(-1)
 
 
 def _finite(logprobs: Tensor) -> Tensor:
