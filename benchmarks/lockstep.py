@@ -28,13 +28,20 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 class Turns:
     """The worker's side: reports on the true standard output, on which nothing else may print."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], gradient_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradient_file: Path | None = None,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> None:
         """Put the hooks in place.
 
         Args:
             parameters: names that all workers share, to parameters; their gradients in the first step are kept.
             gradient_file: where they are kept.
+            on_step: called behind every optimizer step.
         """
+        self.on_step = on_step
         self.parameters, self.gradient_file = parameters, gradient_file
         self.words = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
@@ -54,6 +61,7 @@ class Turns:
     def _after(self, *_: object) -> None:
         synchronise()
         wall, processor = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+        self.on_step()
         self.words.write(f"{wall:.9f} {processor:.9f}\n")
         self.steps += 1
         sys.stdin.readline()

@@ -121,7 +121,7 @@ def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """
     count = probabilities.shape[-1]
     whole = count // _BLOCK * _BLOCK
-    parts = [probabilities[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)] if whole else []
+    parts = [probabilities[:, :whole].view(-1, whole // _BLOCK, _BLOCK).sum(-1)] if whole else []
     if whole < count:
         parts.append(probabilities[:, whole:].sum(-1, keepdim=True))
     blocks, left = _first_above(torch.cat(parts, -1), uniforms)

@@ -1,0 +1,77 @@
+"""TRL's `GRPOTrainer` or `RLOOTrainer` on a prepared folder, in TRL's own environment; its step is not replaced.
+
+At its fair best: float32, all answers of an iteration in one forward pass, its fused head, no gradient checkpointing,
+no logging of completions, no evaluation, no saving, its default optimizer (fused AdamW).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from lockstep import Turns
+from phases import Phases
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+
+def main(folder: Path, algorithm: str) -> None:
+    """Train once through all iterations of the folder."""
+    settings = json.loads((folder / "settings.json").read_text())
+    config, trainer_class = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}[algorithm]
+    more: dict[str, Any] = {"loss_type": "grpo"} if algorithm == "grpo" else {}
+    arguments = config(
+        output_dir=str(folder / f"trl-{algorithm}"),
+        per_device_train_batch_size=settings["prompts"] * settings["samples"],
+        num_generations=settings["samples"],
+        max_completion_length=settings["new_tokens"],
+        max_steps=settings["iterations"],
+        beta=settings["kl_coefficient"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        temperature=1.0,
+        shuffle_dataset=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **more,
+    )
+    phases = Phases()
+
+    class Timed(trainer_class):  # type: ignore[misc, valid-type]
+        """Counts the tokens; the step itself is untouched."""
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            found = super()._generate(*args, **kwargs)
+            phases.sampled(sum(map(len, found[1])))
+            return found
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    trainer = Timed(
+        model=model,
+        reward_funcs=str(folder / "reward"),
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": settings["texts"]}),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model", padding_side="left"),
+    )
+    phases.wrap(trainer, "_generate", "generation")
+    phases.wrap(trainer, "_calculate_rewards", "scoring")
+    # The same method serves old and reference log-probabilities (without gradient) and the update.
+    phases.wrap(trainer, "_get_per_token_logps_and_entropies", "evaluation", when=lambda: not torch.is_grad_enabled())
+    turns = Turns({}, on_step=phases.end)
+    trainer.train()
+    turns.finish([], phases=phases.steps, tokens=phases.tokens, trl=trl.__version__)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
