@@ -16,6 +16,7 @@ from plaudit.cli.app import main
 from plaudit.configs.align import AlignConfig, GuardsConfig
 from plaudit.data.records import PromptRecord
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.policy import LanguagePolicy
 from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.model import weights_hash
 from plaudit.rewards.normalise import Running, normalised
@@ -67,6 +68,13 @@ def run(config: AlignConfig, reward: Any = count_good, **options: Any) -> Traini
     return found
 
 
+def run_without_held_out(config: AlignConfig) -> TrainingResult:
+    """The job with nothing to evaluate on."""
+    found = align.main(config, prompts=PROMPTS, reward=count_good)
+    assert isinstance(found, TrainingResult)
+    return found
+
+
 def weights(result: TrainingResult) -> dict[str, Tensor]:
     """Of the saved model."""
     assert result.model_folder is not None
@@ -98,6 +106,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 
 TERMINATED, DIED = "terminated in the middle of an iteration", "killed after a checkpoint"
+COLLECTED = "terminated behind the answers, before the first step"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,7 @@ TERMINATED, DIED = "terminated in the middle of an iteration", "killed after a c
         *((name, TERMINATED) for name in ALGORITHMS),
         ("ppo", DIED),
         ("lora", DIED),
+        *((name, COLLECTED) for name in ("reinforce", "shared critic", "lora", "styles")),
         pytest.param("dqn", TERMINATED, marks=pytest.mark.slow),
     ],
 )
@@ -134,9 +144,18 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
             signal.raise_signal(signal.SIGTERM)
         return original(job, iteration)
 
+    collect = AlignJob.collect
+
+    def collected(job: AlignJob, iteration: int) -> Any:
+        found = collect(job, iteration)
+        if iteration == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
     part = settings(tokenizer_path, tmp_path / "part", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(AlignJob, "take_step", interrupted)
+        patched = {"collect": collected} if moment == COLLECTED else {"take_step": interrupted}
+        patch.setattr(AlignJob, *next(iter(patched.items())))
         if moment == DIED:
             with pytest.raises(Killed):
                 run(part, scale())
@@ -151,6 +170,30 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert logged(resumed) == logged(whole)
     assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "passes"), [({"name": "rloo"}, 1), ({"name": "a2c"}, 1), ({"name": "ppo", "epochs": 2}, 3)]
+)
+def test_a_batch_that_one_step_takes_goes_through_the_policy_once(
+    algorithm: dict[str, Any], passes: int, tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    evaluate = LanguagePolicy.evaluate
+
+    def counted(policy: LanguagePolicy, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return evaluate(policy, *arguments)
+
+    monkeypatch.setattr(LanguagePolicy, "evaluate", counted)
+    once = run_without_held_out(settings(tokenizer_path, tmp_path / "once", algorithm=algorithm))
+    assert calls == 3 * passes  # iterations times passes
+    monkeypatch.setattr(AlignJob, "takes_one_step", False)
+    anew = run_without_held_out(settings(tokenizer_path, tmp_path / "anew", algorithm=algorithm))
+    ours, theirs = weights(once), weights(anew)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert logged(once) == logged(anew)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plaudit.configs.base import Config
-from plaudit.rollout.trajectory import StepPolicy, Trajectory
+from plaudit.rollout.trajectory import Evaluation, StepPolicy, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,15 @@ class Prepared:
         advantages: `[B, T]`, 0 where nothing counts. With the view `answer` they stand at each row's first step.
         returns: `[B, T]`, what a critic learns to predict; with the view `answer`, at each row's first step.
         metrics: what is known before the first step.
+        evaluation: what the policy says of all rows before the first step, with gradients, where that is known: a batch
+            that one step takes in one pass needs no second one. Not part of `state`.
     """
 
     trajectory: Trajectory
     advantages: Tensor
     returns: Tensor
     metrics: dict[str, float]
+    evaluation: Evaluation | None = None
 
     def to(self, device: torch.device | str) -> "Prepared":
         """The same on `device`."""

@@ -18,8 +18,9 @@ def plan_minibatches(
 ) -> list[Tensor]:
     """Row indices of every optimizer step, all epochs in order, each epoch in an order of its own.
 
-    The rows of a prompt stay together as long as there are at least as many prompts as minibatches. Rows without a
-    counted step are in none; fewer rows than minibatches give fewer steps.
+    A step that takes all rows takes them in their own order. The rows of a prompt stay together as long as there are at
+    least as many prompts as minibatches. Rows without a counted step are in none; fewer rows than minibatches give
+    fewer steps.
 
     Args:
         trajectory: `B` rows.
@@ -41,7 +42,7 @@ def plan_minibatches(
     steps: list[Tensor] = []
     parts = min(minibatches, len(units))
     for _ in range(epochs):
-        order = torch.randperm(len(units), generator=generator).tolist()
+        order = torch.randperm(len(units), generator=generator).tolist() if parts > 1 else list(range(len(units)))
         bounds = [len(order) * part // parts for part in range(parts + 1)]
         steps += [
             torch.cat([units[place] for place in order[start:stop]]) for start, stop in itertools.pairwise(bounds)

@@ -110,7 +110,8 @@ class PolicyGradient:
     def step(self, prepared: Prepared, rows: Tensor) -> dict[str, float]:
         """One optimizer step on these rows `[n]` int64, forward and backward in the policy's micro-batches.
 
-        The loss is that of all rows together, whatever the micro-batches.
+        The loss is that of all rows together, whatever the micro-batches. `prepared.evaluation` saves the forward pass;
+        the rows are all of the batch's then, in their own order, and this is the only step on it.
 
         Raises:
             NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
@@ -123,7 +124,7 @@ class PolicyGradient:
         )
         coefficients = Coefficients(self.kl_coefficient, self.old_kl_coefficient, self._clip_scale())
         self.optimizer.zero_grad(set_to_none=True)
-        loss, found = self._backward(whole, coefficients)
+        loss, found = self._backward(whole, coefficients, prepared.evaluation)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
         norm = float(clip_grad_norm_(parameters, limit))
@@ -207,13 +208,13 @@ class PolicyGradient:
         self.running_mean = RunningMean(float(state["running_total"]), float(state["running_weight"]))
         self.num_updates = int(state["num_updates"])
 
-    def _backward(self, whole: Rows, coefficients: Coefficients) -> tuple[Tensor, Metrics]:
+    def _backward(self, whole: Rows, coefficients: Coefficients, known: Evaluation | None) -> tuple[Tensor, Metrics]:
         """Gradients of all rows, micro-batch by micro-batch; loss and metrics of the whole, without gradient."""
-        parts = micro_batches(self.policy, whole.trajectory)
+        parts = micro_batches(self.policy, whole.trajectory) if known is None else [torch.empty(0)]
         tables: list[Tensor] = []
         for part in parts:
             rows = whole if len(parts) == 1 else whole.select(part)
-            evaluation = self.policy.evaluate(rows.trajectory)
+            evaluation = self.policy.evaluate(rows.trajectory) if known is None else known
             if self.needs_critic and not evaluation.values.requires_grad:
                 raise ValueError(
                     "the baseline value needs a critic that learns, but the policy's values have no gradient"

@@ -28,11 +28,12 @@ class _PolicyTerms(torch.autograd.Function):
             ):
                 logits = head_logits(rows, weight, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
-                logprobs = logits - normaliser[:, None]
+                logprobs = logits.sub_(normaliser[:, None])
                 chosen.append(logprobs.gather(1, wanted[:, None]).squeeze(1))
+                probabilities = logprobs.exp()
                 # p log p is 0 where p is 0, also for logits of minus infinity.
-                finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
-                entropies.append(-(logprobs.exp() * finite).sum(-1))
+                logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
+                entropies.append(probabilities.mul_(logprobs).sum(-1).neg_())
                 normalisers.append(normaliser)
         entropy = torch.cat(entropies)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), entropy)
@@ -48,15 +49,15 @@ class _PolicyTerms(torch.autograd.Function):
         grad = torch.zeros_like(normaliser) if grad_logprob is None else grad_logprob.to(normaliser.dtype)
 
         def slopes(part: slice, logits: Tensor) -> Tensor:
-            logprobs = logits - normaliser[part, None]
-            probabilities = logprobs.exp()
+            logprobs = logits.sub_(normaliser[part, None])
             # d log p_t / d z_v = [v = t] - p_v and d H / d z_v = -p_v (log p_v + H)
-            found: Tensor = -probabilities * grad[part, None]
-            found.scatter_add_(1, targets[part, None], grad[part, None])
-            if grad_entropy is not None:
+            if grad_entropy is None:
+                found: Tensor = logprobs.exp_().mul_(-grad[part, None])
+            else:
+                probabilities = logprobs.exp()
                 surprise = torch.where(probabilities > 0, logprobs, 0.0) + entropy[part, None]
-                found -= probabilities * surprise * grad_entropy[part, None]
-            return found
+                found = -probabilities * (grad[part, None] + surprise * grad_entropy[part, None])
+            return found.scatter_add_(1, targets[part, None], grad[part, None])
 
         found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
         return *found, None, None
@@ -85,7 +86,7 @@ def logprobs_and_entropy(
         targets: `[N]` int64, the tokens that were chosen.
         bias: `[V]` or None.
         temperature: `τ`, positive; the one that the tokens were drawn at.
-        chunk: rows of logits at a time; None takes as many as give 64 MiB of float32.
+        chunk: rows of logits at a time; None takes as many as give 64 MiB of float32 (8 on a CPU).
         softcap: the model's `final_logit_softcapping`, or None.
 
     Returns:

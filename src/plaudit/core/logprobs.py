@@ -41,7 +41,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
         def slopes(part: slice, logits: Tensor) -> Tensor:
             # d log p_t / d z_v = [v = t] - p_v
-            found = torch.exp(logits - normaliser[part, None]).neg_()
+            found = logits.sub_(normaliser[part, None]).exp_().neg_()
             wanted = targets[part, None]
             found.scatter_add_(1, wanted, torch.ones_like(wanted, dtype=found.dtype))
             return found.mul_(grad[part, None])
@@ -56,30 +56,32 @@ def token_logprobs(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    temperature: float = 1.0,
     chunk: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """Log-probability of each target token under the language-model head.
 
-    Equation: `log p_n = z_{n,t_n} - log Σ_v exp z_{n,v}`, `z = h W^T + bias`, or `c tanh(z / c)` with a soft cap `c`
-    (Gemma 2, arXiv:2408.00118). Gradients: `∂ log p / ∂ z_v = [v = t] - p_v`. At most `chunk x V` logits exist at any
-    time, in forward and in backward, which computes them a second time.
+    Equation: `log p_n = z_{n,t_n} - log Σ_v exp z_{n,v}`, `z = (h W^T + bias) / τ`, with `c tanh(· / c)` before the
+    division where there is a soft cap `c` (Gemma 2, arXiv:2408.00118). Gradients: `∂ log p / ∂ z_v = [v = t] - p_v`. At
+    most `chunk x V` logits exist at any time, in forward and in backward, which computes them a second time.
 
     Args:
         hidden: `[N, H]`, the states that predict (see `PackedLayout.predictor_index`).
         weight: `[V, H]`, the output embedding; its gradient is summed in float32 (or its own wider dtype).
         targets: `[N]` int64, the tokens that were predicted; there is no ignored value: pass the rows that count.
         bias: `[V]` or None.
-        chunk: rows of logits at a time; None takes as many as give 64 MiB of float32.
+        temperature: `τ`, positive.
+        chunk: rows of logits at a time; None takes as many as give 64 MiB of float32 (8 on a CPU).
         softcap: the model's `final_logit_softcapping`, or None.
 
     Returns:
         `[N]` in float32 (float64 for float64 inputs), in nats.
 
     Raises:
-        ValueError: if shapes do not fit or `chunk` is not positive.
+        ValueError: if shapes do not fit, or `chunk` or `temperature` is not positive.
     """
-    options = head_options(hidden, weight, targets, bias, chunk=chunk, softcap=softcap)
+    options = head_options(hidden, weight, targets, bias, chunk=chunk, softcap=softcap, temperature=temperature)
     result: Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, options)  # type: ignore[no-untyped-call]
     return result
 

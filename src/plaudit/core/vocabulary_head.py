@@ -8,6 +8,10 @@ from torch import Tensor
 
 # 64 MiB of float32 logits at a time: large enough for full speed, small beside any model that needs the chunking.
 _LOGITS_PER_CHUNK = 1 << 24
+# A processor's cache holds less, and its allocator hands out blocks above 32 MiB with fresh pages every time; products
+# of fewer rows than this are slow, though.
+_LOGITS_PER_CHUNK_CPU = 1 << 21
+_FEWEST_ROWS_CPU = 128
 
 
 class HeadOptions(NamedTuple):
@@ -51,7 +55,14 @@ def head_options(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return HeadOptions(chunk or max(1, _LOGITS_PER_CHUNK // weight.shape[0]), softcap, temperature)
+    return HeadOptions(chunk or _chunk_rows(weight), softcap, temperature)
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    most = max(1, _LOGITS_PER_CHUNK // weight.shape[0])
+    if weight.device.type != "cpu":
+        return most
+    return min(most, max(_FEWEST_ROWS_CPU, _LOGITS_PER_CHUNK_CPU // weight.shape[0]))
 
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> Tensor:
@@ -81,7 +92,7 @@ def head_gradients(
         bias: `[V]` or None.
         options: as in the forward.
         needed: whether the gradients of `hidden`, `weight` and `bias` are asked for.
-        slopes: from a slice of the rows and their logits `z [n, V]` to `∂ loss / ∂ z`, a tensor of its own.
+        slopes: from a slice of the rows and their logits `z [n, V]`, which it may overwrite, to `∂ loss / ∂ z`.
 
     Returns:
         the gradients, in the dtypes of what they belong to.
@@ -93,9 +104,10 @@ def head_gradients(
     for start in range(0, hidden.shape[0], options.chunk):
         part = slice(start, start + options.chunk)
         logits = head_logits(hidden[part], weight, bias, options)
+        capped = None if options.softcap is None else (logits / (options.softcap / options.temperature)).square()
         grad_logits = slopes(part, logits)
-        if options.softcap is not None:
-            grad_logits *= 1 - (logits / (options.softcap / options.temperature)).square()
+        if capped is not None:
+            grad_logits *= 1 - capped
         if options.temperature != 1.0:
             grad_logits /= options.temperature
         if grad_bias is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.core.layout import PackedBatch
+from plaudit.core.logprobs import token_logprobs
 from plaudit.models.aggregation import TokenSpans, token_spans
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.checkpointing import checkpoint_in_evaluation, enable_checkpointing
@@ -292,9 +293,20 @@ class ReferencePolicy(nn.Module):
             batch: `N` tokens, `C` completions.
             temperature: the policy's, so that the two are compared at the same one.
         """
-        spans = token_spans(batch.layout)
+        places = token_spans(batch.layout).places
+        predictors = batch.layout.predictor_index[places]
+        predicted = predictors >= 0
         with self.opened() as model:
-            return _terms(model, model(batch), batch, spans, temperature)[0]
+            weight, bias, softcap = model.head
+            found = token_logprobs(
+                model(batch)[predictors[predicted]],
+                weight,
+                batch.input_ids[places[predicted]],
+                bias=bias,
+                temperature=temperature,
+                softcap=softcap,
+            )
+        return _spread(found, predicted)
 
     @contextmanager
     def opened(self) -> Iterator[CausalLM]:

@@ -58,6 +58,10 @@ class TextPolicy:
         logprobs, entropy = zeros.index_put(where, found.logprobs), zeros.index_put(where, found.entropy)
         return Evaluation(logprobs, entropy, zeros if found.values is None else zeros.index_put(where, found.values))
 
+    def evaluate_at_once(self, trajectory: Trajectory) -> Evaluation | None:
+        """As `evaluate`, where one pass takes all rows; None where the token budget asks for several."""
+        return self.evaluate(trajectory) if len(self.micro_batches(trajectory)) == 1 else None
+
     @torch.no_grad()
     def evaluate_all(self, trajectory: Trajectory) -> Evaluation:
         """As `evaluate` without gradients, in as many passes as the token budget asks for."""

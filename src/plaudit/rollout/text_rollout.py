@@ -16,7 +16,7 @@ from plaudit.rewards.spans import token_ends, token_rewards
 from plaudit.rollout.answering import as_samples, sample_answers
 from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
-from plaudit.rollout.trajectory import Trajectory, new_trajectory
+from plaudit.rollout.trajectory import Evaluation, Trajectory, new_trajectory
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Experience:
         entropy: `[B', T]`, of the policy's distribution at each token.
         baselines: `[B']`, the reward of the greedy answer to the same prompt; None where it was not asked for.
         seconds: wall-clock time by phase: `generation`, `scoring`, `evaluation`.
+        evaluation: what the policy says of the trajectory, with gradients; None where it was not asked for, or one pass
+            does not take all rows.
     """
 
     trajectory: Trajectory
@@ -66,6 +68,7 @@ class Experience:
     entropy: Tensor
     baselines: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
 
 
 def answer_prompts(
@@ -126,6 +129,7 @@ def collect_text(
     greedy_baselines: bool = False,
     generator: torch.Generator | None = None,
     generated: GenerationResult | None = None,
+    differentiable: bool = False,
 ) -> Experience:
     """Sample, score and evaluate: one batch of experience.
 
@@ -139,6 +143,7 @@ def collect_text(
         reference: for `reference_logprobs`; without it they equal the policy's own.
         missing_end_penalty: taken off the reward of an answer that reached the token limit.
         greedy_baselines: also answer every prompt greedily and score that.
+        differentiable: keep the evaluation with its gradients, for a batch that one step learns from.
 
     Returns:
         The experience.
@@ -176,26 +181,27 @@ def collect_text(
     baselines = None if greedy is None else greedy[trajectory.group_ids]
     started = time.perf_counter()
     device = next(policy.policy.parameters()).device
-    trajectory, entropy = _evaluated(policy, trajectory.to(device), reference)
+    trajectory = trajectory.to(device)
+    kept = policy.evaluate_at_once(trajectory) if differentiable else None
+    own = policy.evaluate_all(trajectory) if kept is None else Evaluation(*(table.detach() for table in kept))
+    trajectory = _evaluated(policy, trajectory, own, reference)
     seconds["evaluation"] = time.perf_counter() - started
-    return Experience(trajectory, policy.prompts, answers, entropy, baselines, seconds)
+    return Experience(trajectory, policy.prompts, answers, own.entropy, baselines, seconds, kept)
 
 
 def _evaluated(
-    policy: TextPolicy, trajectory: Trajectory, reference: ReferencePolicy | None
-) -> tuple[Trajectory, Tensor]:
-    """The trajectory with log-probabilities and values from the training forward, and the entropies `[B', T]`."""
-    own = policy.evaluate_all(trajectory)
+    policy: TextPolicy, trajectory: Trajectory, own: Evaluation, reference: ReferencePolicy | None
+) -> Trajectory:
+    """The trajectory with log-probabilities and values from the training forward."""
     theirs = own.logprobs if reference is None else policy.reference_logprobs(reference, trajectory)
     values = own.values.masked_fill(~trajectory.mask, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    evaluated = trajectory.with_fields(
+    return trajectory.with_fields(
         old_logprobs=own.logprobs,
         reference_logprobs=theirs,
         values=values,
         next_values=following * trajectory.continues,
     )
-    return evaluated, own.entropy
 
 
 def _trajectory(answers: Answers, rows: list[int], tokenizer: object, missing_end_penalty: float) -> Trajectory:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.algorithms.base import Algorithm, Prepared
-from plaudit.algorithms.updating import combine_metrics
+from plaudit.algorithms.updating import PolicyGradient, combine_metrics
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.core.kl import kl_k1
@@ -118,6 +118,12 @@ class AlignJob:
         """Everything with weights that move."""
         return self.policy
 
+    @property
+    def takes_one_step(self) -> bool:
+        """Whether one optimizer step learns from a batch: then its forward pass is that of the experience."""
+        settings = self.config.algorithm
+        return isinstance(self.algorithm, PolicyGradient) and settings.passes * settings.least_prompts == 1
+
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the run."""
         return autocast(self.device, self.config.precision)
@@ -155,6 +161,7 @@ class AlignJob:
                 greedy_baselines=self.algorithm.needs_greedy,
                 generator=self.generator("answers", iteration),
                 generated=generated,
+                differentiable=self.takes_one_step,
             )
         trajectory, prompt_ids = found.trajectory.to(self.device), found.prompt_ids
         if isinstance(config.algorithm, AcerTextConfig):
@@ -163,6 +170,8 @@ class AlignJob:
             self.text_policy.prompts = prompt_ids
         prepared = self.algorithm.prepare(trajectory, baselines=found.baselines)
         plan = self.algorithm.minibatches(prepared, self.generator("minibatches", iteration))
+        if found.evaluation is not None and _takes_all(plan, prepared, trajectory):
+            prepared = replace(prepared, evaluation=found.evaluation)
         metrics = {**experience_metrics(found, "objective"), **prepared.metrics}
         metrics |= found.answers.score.metrics("reward")
         if self.policy.styles is not None:
@@ -276,6 +285,12 @@ class AlignJob:
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.prompts), generator=self.generator("order", epoch))
+
+
+def _takes_all(plan: list[Tensor], prepared: Prepared, trajectory: Trajectory) -> bool:
+    """Whether the plan is one step on every row and step of a trajectory, in its own order."""
+    same = torch.equal(prepared.trajectory.mask, trajectory.mask)
+    return same and len(plan) == 1 and torch.equal(plan[0].cpu(), torch.arange(trajectory.num_rows))
 
 
 def experience_metrics(found: Experience, prefix: str) -> dict[str, float]:
