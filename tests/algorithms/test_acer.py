@@ -162,6 +162,21 @@ def test_answers_resume_and_are_refused():
         algorithm.update(batches[0], baselines=torch.zeros(8))
 
 
+@pytest.mark.parametrize("ratio", [0.0, 2.5])
+def test_replays_after_a_fresh_batch_are_poisson(ratio):
+    mdp = TokenMDP(**TINY, seed=2)
+    algorithm = text_acer(mdp, tables_of(mdp), replay_ratio=ratio)
+    fresh = mdp.sample(mdp.policy(), torch.zeros(3, dtype=torch.int64), generator=torch.Generator().manual_seed(0))
+    counts = []
+    for _ in range(400):
+        prepared = algorithm.prepare(fresh)
+        counts.append(prepared.metrics["replay/updates"])
+        assert [len(rows) for rows in algorithm.minibatches(prepared)] == [3] * (1 + int(counts[-1]))
+    # Within four standard errors: sqrt(λ/n) of the mean, about sqrt((λ + 2 λ²)/n) of the variance.
+    assert abs(np.mean(counts) - ratio) <= 4 * math.sqrt(ratio / 400)
+    assert abs(np.var(counts) - ratio) <= 4 * math.sqrt((ratio + 2 * ratio**2) / 400)
+
+
 def test_the_replay_is_a_ring_of_rows():
     mdp = TokenMDP(**SMALL, seed=2)
     replay = SegmentReplay(5)

@@ -169,3 +169,5 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert main(config(tmp_path), dry_run=True) == []
     assert "4 numbers" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+    assert main(config(tmp_path, algorithm={"name": "a3c", "workers": 3}), dry_run=True) == []
+    assert "of 5 steps (3 workers)" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import torch
 from plaudit.training import rollout_workers
 from plaudit.training.align import TrainingResult
 from plaudit.training.rollout_workers import PublishedWeights, RolloutWorkers
-from tests.training.conftest import save_tokenizer
+from tests.training.conftest import SIZES, save_tokenizer
 from tests.training.test_align import logged, run, settings, weights
 
 
@@ -52,11 +52,12 @@ def without_clocks(result: TrainingResult):
     return [{name: value for name, value in line.items() if not name.startswith("workers/")} for line in logged(result)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_without_staleness_it_is_the_synchronous_run(workers, as_threads, tokenizer_path, tmp_path):
-    apart = run(settings(tokenizer_path, tmp_path / "apart",
-                         asynchronous={"workers": workers, "max_staleness": 0}))  # fmt: skip
-    plain = run(settings(tokenizer_path, tmp_path / "plain"))
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}], ids=["whole", "adapters"])
+def test_without_staleness_it_is_the_synchronous_run(options, as_threads, tokenizer_path, tmp_path):
+    model = {"model_type": "llama", "backbone_config": SIZES, "tokenizer": tokenizer_path, "template": "raw"}
+    apart = run(settings(tokenizer_path, tmp_path / "apart", model=model | options,
+                         asynchronous={"workers": 1, "max_staleness": 0}))  # fmt: skip
+    plain = run(settings(tokenizer_path, tmp_path / "plain", model=model | options))
     ours, theirs = weights(apart), weights(plain)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert without_clocks(apart) == logged(plain)
@@ -64,8 +65,10 @@ def test_without_staleness_it_is_the_synchronous_run(workers, as_threads, tokeni
     assert staleness == [0.0] * 3
 
 
-def test_stale_answers_are_learned_from_and_are_never_older_than_the_bound(as_threads, tokenizer_path, tmp_path):
-    algorithm = {"name": "ppo", "epochs": 1, "importance_cap": 2.0}
+@pytest.mark.parametrize("algorithm", [{"name": "ppo", "epochs": 1, "importance_cap": 2.0}, {"name": "dqn"}])
+def test_stale_answers_are_learned_from_and_are_never_older_than_the_bound(
+    algorithm, as_threads, tokenizer_path, tmp_path
+):
     config = settings(tokenizer_path, tmp_path, algorithm=algorithm, iterations=6,
                       asynchronous={"workers": 2, "max_staleness": 2})  # fmt: skip
     result = run(config)
@@ -74,7 +77,7 @@ def test_stale_answers_are_learned_from_and_are_never_older_than_the_bound(as_th
     staleness = [line["workers/staleness"] for line in lines]
     assert staleness[0] == 0
     assert max(staleness) <= 2
-    assert all(line["objective/rows_left_out"] == 0 for line in lines)
+    assert all(line.get("objective/rows_left_out", 0) == 0 for line in lines)
 
 
 def test_what_may_be_asked_for():
@@ -105,13 +108,14 @@ def test_published_weights_are_read_whole_with_their_version():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({"asynchronous": {"workers": 3}}, r"workers: 3, but with max_staleness 1 answers of at most 2 iterations"),
         ({"algorithm": {"name": "ppo"}}, r"max_staleness: 1: answers of older weights.*importance_cap"),
         ({"algorithm": {"name": "acer"}}, "algorithm acer needs the whole distributions"),
     ],
 )
 def test_what_cannot_be_asynchronous_is_refused(options, problem, tmp_path):
     with pytest.raises(ValueError, match=problem):
-        settings("", tmp_path, asynchronous={}, **options)
+        settings("", tmp_path, **{"asynchronous": {}} | options)
 
 
 @pytest.mark.slow

@@ -55,37 +55,8 @@ def acer_loss(
     mask = trajectory.mask
     truncation = math.inf if options.truncation is None else options.truncation
     actions = trajectory.actions[mask]
-    place = actions.unsqueeze(-1)
-    chosen = tables.action_values.gather(-1, place).squeeze(-1)
-    logprobs, behaviour = tables.logprobs.detach(), trajectory.behaviour_logprobs[mask]
-    utilities, values = action_utilities(
-        logprobs, tables.action_values.detach(), tables.reference_logprobs, coefficient=kl_coefficient
-    )
-    own = logprobs.gather(-1, place).squeeze(-1)
-
-    def table(entries: Tensor) -> Tensor:
-        return entries.new_zeros(mask.shape).masked_scatter(mask, entries)
-
-    targets = retrace(
-        trajectory.rewards.to(own.dtype),
-        table(chosen.detach()),
-        shift_to_next(table(values), mask) if next_values is None else next_values,
-        trajectory.continues,
-        trajectory.truncated,
-        mask,
-        log_ratios=table(own - behaviour),
-        discount=options.discount,
-        retrace_lambda=options.retrace_lambda,
-    )[mask]
-    # The penalty of the action itself is in its utility and not in Q.
-    penalties = (tables.action_values.detach() - utilities).gather(-1, place).squeeze(-1)
-    weights = corrected_score_weights(
-        logprobs,
-        behaviour_table(trajectory, logprobs.shape[-1]).to(logprobs.dtype),
-        actions,
-        targets - penalties - values,
-        utilities - values.unsqueeze(-1),
-        truncation=truncation,
+    targets, weights, ratios = targets_and_weights(
+        tables, trajectory, options, next_values=next_values, kl_coefficient=kl_coefficient
     )
     counted = torch.ones_like(actions, dtype=torch.bool).unsqueeze(0)
     policy_loss, found = trust_region_policy_loss(
@@ -97,11 +68,11 @@ def acer_loss(
         statistics=options.trust_region_statistics,
         entropy_coefficient=options.entropy_coefficient,
     )
+    chosen = tables.action_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
     value_loss, errors = squared_value_loss(chosen.unsqueeze(0), targets.unsqueeze(0), counted)
     loss = policy_loss + 0.5 * options.value_coefficient * value_loss
-    ratios = (own - behaviour).exp()
     metrics = {f"policy/{name}": value for name, value in found.items() if name != "num_steps"}
-    metrics |= {
+    return loss, metrics | {
         "policy/loss": policy_loss.detach(),
         "value/loss": value_loss.detach(),
         "value/explained_variance": errors["explained_variance"],
@@ -110,7 +81,51 @@ def acer_loss(
         "replay/truncated_fraction": (ratios > truncation).to(ratios.dtype).mean(),
         "replay/correction": correction_share(weights, actions),
     }
-    return loss, metrics
+
+
+@torch.no_grad()
+def targets_and_weights(
+    tables: ActionTables,
+    trajectory: Trajectory,
+    options: AcerOptions,
+    *,
+    next_values: Tensor | None,
+    kl_coefficient: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Q^ret [N]`, the weight `[N, A]` of each `∇ log π(a)`, and `ρ [N]` of the `N` counted steps: see `acer_loss`."""
+    mask, actions = trajectory.mask, trajectory.actions[trajectory.mask]
+    place = actions.unsqueeze(-1)
+    utilities, values = action_utilities(
+        tables.logprobs, tables.action_values, tables.reference_logprobs, coefficient=kl_coefficient
+    )
+    chosen = tables.action_values.gather(-1, place).squeeze(-1)
+    log_ratios = tables.logprobs.gather(-1, place).squeeze(-1) - trajectory.behaviour_logprobs[mask]
+
+    def table(entries: Tensor) -> Tensor:
+        return entries.new_zeros(mask.shape).masked_scatter(mask, entries)
+
+    targets = retrace(
+        trajectory.rewards.to(chosen.dtype),
+        table(chosen),
+        shift_to_next(table(values), mask) if next_values is None else next_values,
+        trajectory.continues,
+        trajectory.truncated,
+        mask,
+        log_ratios=table(log_ratios),
+        discount=options.discount,
+        retrace_lambda=options.retrace_lambda,
+    )[mask]
+    # The penalty of the action itself is in its utility and not in Q.
+    penalties = chosen - utilities.gather(-1, place).squeeze(-1)
+    weights = corrected_score_weights(
+        tables.logprobs,
+        behaviour_table(trajectory, tables.logprobs.shape[-1]).to(tables.logprobs.dtype),
+        actions,
+        targets - penalties - values,
+        utilities - values.unsqueeze(-1),
+        truncation=math.inf if options.truncation is None else options.truncation,
+    )
+    return targets, weights, log_ratios.exp()
 
 
 def behaviour_table(trajectory: Trajectory, num_actions: int) -> Tensor:

@@ -70,7 +70,8 @@ class AcerText:
         rows = self._rows_per_step = fresh.num_rows
         self.replay.add(fresh)
         replays = int(torch.poisson(torch.tensor(self.config.replay_ratio), generator=self.generator))
-        parts = [fresh, *(self.replay.sample(rows, generator=self.generator) for _ in range(replays))]
+        drawn = [self.replay.sample(rows, generator=self.generator) for _ in range(replays)]
+        parts = [fresh, *(each.to(fresh.mask.device) for each in drawn)]
         nothing = torch.zeros_like((together := concatenate(parts)).rewards)
         metrics = {"replay/updates": float(replays), "replay/answers": float(len(self.replay))}
         return Prepared(trajectory=together, advantages=nothing, returns=nothing, metrics=metrics)
@@ -78,24 +79,23 @@ class AcerText:
     @torch.no_grad()
     def with_distributions(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory with the distributions of the policy as it is (the one that answered), without its values."""
-        size = self.config.behaviour_tokens
-        mask = trajectory.mask
-        columns: list[Tensor] = []
+        size, mask = self.config.behaviour_tokens, trajectory.mask
+        columns: dict[str, Tensor] = {}
         for part in self._micro_batches(trajectory):
             few = trajectory.select(part)
-            logprobs = self.policy.tables(few).logprobs
-            kept = logprobs.topk(min(size or logprobs.shape[-1], logprobs.shape[-1]), dim=-1)
-            if not columns:
-                shape = (*mask.shape, kept.values.shape[-1])
-                columns = [kept.values.new_zeros(shape), kept.indices.new_zeros(shape)]
-            for column, found in zip(columns, kept, strict=True):
-                rows = column.new_zeros((*few.mask.shape, column.shape[-1]))
-                rows[few.mask] = found
-                column[part] = rows
+            logprobs = self.policy.logprobs(few)
+            found = {"behaviour_logits": logprobs}
+            if size is not None and size < logprobs.shape[-1]:
+                likeliest = logprobs.topk(size, dim=-1)
+                found = {"behaviour_logits": likeliest.values, "behaviour_actions": likeliest.indices}
+            for name, entries in found.items():
+                rows = entries.new_zeros((*few.mask.shape, entries.shape[-1]))
+                rows[few.mask] = entries
+                if name not in columns:
+                    columns[name] = entries.new_zeros((*mask.shape, entries.shape[-1]))
+                columns[name][part] = rows
         zeros = torch.zeros_like(trajectory.rewards)
-        return trajectory.with_fields(
-            behaviour_logits=columns[0], behaviour_actions=columns[1], values=zeros, next_values=zeros
-        )
+        return trajectory.with_fields(**columns, values=zeros, next_values=zeros)
 
     def minibatches(self, prepared: Prepared, generator: torch.Generator | None = None) -> list[Tensor]:
         """The rows of the fresh batch, then of each replayed one; `generator` is not drawn from."""

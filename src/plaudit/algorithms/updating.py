@@ -252,14 +252,14 @@ class PolicyGradient:
 
 
 def combine_metrics(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of several optimizer steps as one: least `ratio_min`, greatest `ratio_max`, means of the others.
+    """Metrics of several optimizer steps as one: least `…ratio_min`, greatest `…ratio_max`, means of the others.
 
     Adds `policy/steps`, their number; without any step, that alone.
     """
     found: dict[str, float] = {"policy/steps": float(len(steps))}
     for name in steps[0] if steps else ():
         values = [step[name] for step in steps]
-        together = {"policy/ratio_min": min, "policy/ratio_max": max}.get(name)
+        together = {"ratio_min": min, "ratio_max": max}.get(name.rpartition("/")[2])
         found[name] = together(values) if together else sum(values) / len(values)
     return found
 

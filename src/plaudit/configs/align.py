@@ -5,11 +5,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.generation import SamplingConfig
 from plaudit.configs.option_critic import StyledConfig
+from plaudit.configs.q_learning import SoftQConfig
 from plaudit.configs.refresh import RefreshConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
 from plaudit.configs.sft import LanguageModelConfig
@@ -39,10 +41,20 @@ class AsynchronousConfig(Config):
     """Answers are sampled by other processes while the learner learns from earlier ones."""
 
     workers: int = Field(default=1, gt=0)
-    """Processes that answer, each with a copy of the model, on the CPU."""
+    """Processes that answer, each with a copy of the model, on the CPU: an iteration each, so `max_staleness + 1` are
+    the most that can be busy."""
     max_staleness: int = Field(default=1, ge=0)
     """How many updates old the weights may be that wrote an answer when it is learned from; 0 waits for every update,
     which is the synchronous run."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "AsynchronousConfig":
+        if self.workers > self.max_staleness + 1:
+            raise ValueError(
+                f"workers: {self.workers}, but with max_staleness {self.max_staleness} answers of at most "
+                f"{self.max_staleness + 1} iterations are written at a time; the others would only hold memory"
+            )
+        return self
 
 
 class AlignConfig(RunConfig):
@@ -136,6 +148,7 @@ class AlignConfig(RunConfig):
                 f"sampling.{filtered[0]}: answers would not be samples of the policy, so its gradient would be wrong; "
                 "leave it out, or set allow_filtered_sampling: true"
             )
+        self._check_replay(filtered)
         self._check_asynchronous()
         algorithm = self.algorithm
         if algorithm.needs_groups and self.samples_per_prompt < 2:
@@ -153,11 +166,36 @@ class AlignConfig(RunConfig):
             )
         return self
 
+    def _check_replay(self, filtered: list[str]) -> None:
+        algorithm = self.algorithm
+        if not isinstance(algorithm, AcerTextConfig):
+            return
+        answers = self.prompts_per_iteration * self.samples_per_prompt
+        if answers > algorithm.buffer_size:
+            raise ValueError(
+                f"algorithm.buffer_size: {algorithm.buffer_size} answers are remembered, but an iteration has {answers}"
+            )
+        if self.critic_start == "reward":
+            raise ValueError(
+                "critic_start: reward: the critic of acer has a value for every token, which a reward model has not; "
+                "leave critic_start out"
+            )
+        if filtered:
+            raise ValueError(
+                f"sampling.{filtered[0]}: acer remembers whole distributions, not what was left of them; leave it out"
+            )
+        if self.refresh_reward is not None:
+            raise ValueError(
+                "refresh_reward: acer learns again from answers whose rewards the old reward model gave; use an "
+                "algorithm that remembers none, for example ppo"
+            )
+
     def _check_asynchronous(self) -> None:
         algorithm = self.algorithm
-        if self.asynchronous is None:
+        # Soft Q-learning has the same optimum whatever sampled its answers, so it needs no weights.
+        if self.asynchronous is None or isinstance(algorithm, SoftQConfig):
             return
-        if not isinstance(algorithm, AlgorithmConfig):
+        if isinstance(algorithm, AcerTextConfig):
             raise ValueError(
                 f"asynchronous: algorithm {algorithm.name} needs the whole distributions that answers were drawn from, "
                 "which workers do not send; it reuses answers by itself"

@@ -203,9 +203,8 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: see `plaudit.models.checkpointing.checkpoint_in_evaluation`.
         """
-        backbones = [self.language_model.model]
-        if self.critic is not None and self.critic.backbone is not None:
-            backbones.append(self.critic.backbone)
+        critics = [critic for critic in (self.critic, self.action_values) if critic is not None]
+        backbones = [self.language_model.model, *(each.backbone for each in critics if each.backbone is not None)]
         for backbone in backbones:
             enable_checkpointing(backbone)
             checkpoint_in_evaluation(backbone)

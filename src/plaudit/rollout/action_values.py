@@ -35,6 +35,10 @@ class ActionTablePolicy(Protocol):
         """What it says of every action at the counted steps, with gradients into policy and critic."""
         ...
 
+    def logprobs(self, trajectory: Trajectory) -> Tensor:
+        """`log π` `[N, A]` of every action at the counted steps, and nothing of the others."""
+        ...
+
     def move_average(self, decay: float) -> None:
         """`θ_average ← α θ_average + (1 - α) θ`; nothing where there is no average policy."""
         ...
@@ -144,8 +148,12 @@ class TabularActionValues(nn.Module):
         assert trajectory.observations is not None
         states = trajectory.observations[trajectory.mask]
         average = self.average.logprobs()[states]
-        logprobs = self.policy.logprobs()[states]
-        return ActionTables(logprobs, self.action_values[states], average, self.reference[states])
+        return ActionTables(self.logprobs(trajectory), self.action_values[states], average, self.reference[states])
+
+    def logprobs(self, trajectory: Trajectory) -> Tensor:
+        """See `ActionTablePolicy`."""
+        assert trajectory.observations is not None
+        return self.policy.logprobs()[trajectory.observations[trajectory.mask]]
 
     @torch.no_grad()
     def move_average(self, decay: float) -> None:

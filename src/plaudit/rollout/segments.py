@@ -12,7 +12,7 @@ class SegmentReplay:
     """The last segments `[T]` that were added, as rows of trajectories; whole segments are drawn, all alike.
 
     What a segment holds is what was known when it was played: behaviour, rewards, observations. Everything that
-    depends on the policy is for the learner to find anew.
+    depends on the policy is for the learner to find anew. The memory is the CPU's, wherever the learner is.
 
     Attributes:
         capacity: how many segments are remembered.
@@ -42,7 +42,7 @@ class SegmentReplay:
         """
         if trajectory.num_rows > self.capacity:
             raise ValueError(f"{trajectory.num_rows} segments at once for a replay of {self.capacity}")
-        given = trajectory.tensors()
+        given = {name: tensor.detach().cpu() for name, tensor in trajectory.tensors().items()}
         if not self._columns:
             self._columns = {name: rows.new_zeros((self.capacity, *rows.shape[1:])) for name, rows in given.items()}
         if set(given) != set(self._columns):
@@ -54,12 +54,12 @@ class SegmentReplay:
         found = _lengthened(given, longest)
         places = (torch.arange(trajectory.num_rows) + self._next) % self.capacity
         for name, tensor in found.items():
-            self._columns[name][places] = tensor.detach()
+            self._columns[name][places] = tensor
         self._next = (self._next + trajectory.num_rows) % self.capacity
         self._count = min(self._count + trajectory.num_rows, self.capacity)
 
     def sample(self, num_rows: int, *, generator: torch.Generator | None = None) -> Trajectory:
-        """`num_rows` segments, drawn with replacement, as long as the longest of them.
+        """`num_rows` segments on the CPU, drawn with replacement, as long as the longest of them.
 
         Raises:
             ValueError: if nothing has been added.

@@ -59,14 +59,7 @@ class TextActionValues:
         Raises:
             ValueError: for an empty prompt, behind which the first token has no state to be predicted from.
         """
-        batch, rows = self.text_policy.pack(trajectory)
-        spans = token_spans(batch.layout)
-        counted = (trajectory.mask.flatten().cumsum(0) - 1).view(trajectory.mask.shape).to(rows.device)
-        # The packed row has its own order; tables go by rows and steps.
-        order = counted[rows[spans.owner], spans.step].argsort()
-        places = batch.layout.predictor_index[spans.places][order]
-        if bool((places < 0).any()):
-            raise ValueError("the first token after an empty prompt is predicted by nothing: give every prompt a token")
+        batch, places = self._places(trajectory)
         states = self.language_model(batch)
         seen = states / self.language_model.logit_scale if self.critic.backbone is None else self.critic.states(batch)
         with torch.no_grad():
@@ -75,6 +68,14 @@ class TextActionValues:
                 reference = self._table(model, batch, places)
         own = self._table(self.language_model, batch, places, states)
         return ActionTables(own, self.critic(seen[places]), average, reference)
+
+    def logprobs(self, trajectory: Trajectory) -> Tensor:
+        """See `ActionTablePolicy`; one forward of the policy alone.
+
+        Raises:
+            ValueError: as `tables`.
+        """
+        return self._table(self.language_model, *self._places(trajectory))
 
     @torch.no_grad()
     def move_average(self, decay: float) -> None:
@@ -98,6 +99,18 @@ class TextActionValues:
 
     def _moving(self) -> dict[str, Tensor]:
         return {name: each for name, each in self.language_model.named_parameters() if each.requires_grad}
+
+    def _places(self, trajectory: Trajectory) -> tuple[PackedBatch, Tensor]:
+        """The answers packed, and the place in the pack of what predicts each counted step, by rows and steps."""
+        batch, rows = self.text_policy.pack(trajectory)
+        spans = token_spans(batch.layout)
+        counted = (trajectory.mask.flatten().cumsum(0) - 1).view(trajectory.mask.shape).to(rows.device)
+        # The packed row has its own order; tables go by rows and steps.
+        order = counted[rows[spans.owner], spans.step].argsort()
+        places = batch.layout.predictor_index[spans.places][order]
+        if bool((places < 0).any()):
+            raise ValueError("the first token after an empty prompt is predicted by nothing: give every prompt a token")
+        return batch, places
 
     def _table(self, model: CausalLM, batch: PackedBatch, places: Tensor, states: Tensor | None = None) -> Tensor:
         """Log-probabilities `[N, V]` of what follows the states at these places."""

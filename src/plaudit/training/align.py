@@ -23,7 +23,7 @@ from plaudit.rewards.combine import CombinedReward
 from plaudit.rewards.model import ModelReward
 from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.rollout.text_policy import TextPolicy
-from plaudit.training.align_estimate import AlignEstimate, estimate_alignment
+from plaudit.training.align_estimate import AlignEstimate, check_replay, estimate_alignment
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob, fitting_prompts
 from plaudit.training.folder import check_output, output_folder
@@ -138,6 +138,7 @@ def prepare(
     device = pick_device(config.device)
     scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
+    check_replay(config, language_model.head[0].shape[0])
     reference = ReferencePolicy(language_model)
     replays = isinstance(config.algorithm, AcerTextConfig)
     learned: CriticKind = "separate" if config.critic == "auto" else config.critic

@@ -4,9 +4,17 @@ import sys
 import time
 from dataclasses import dataclass
 
+import torch
+
+from plaudit.algorithms.acer_text import AcerText
+from plaudit.configs.acer import AcerTextConfig
+from plaudit.configs.align import AlignConfig
 from plaudit.rewards.normalise import without_updates
+from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.rollout.text_rollout import collect_text
+from plaudit.rollout.trajectory import Trajectory
 from plaudit.training.align_job import AlignJob
+from plaudit.training.doctor import total_memory
 from plaudit.training.estimates import BYTES_PER_OPTIMIZER_STATE, size_text
 from plaudit.training.progress import duration_text
 
@@ -22,6 +30,7 @@ class AlignEstimate:
         answers: answers sampled in the whole run.
         parameters: of policy and critic, `trainable` of them trained.
         state_bytes: weights, reference, gradients and optimizer state: computed.
+        replay_bytes: answers that are remembered, with their distributions: computed.
         seconds: for all iterations, from one small batch that was sampled, scored and put through the network.
     """
 
@@ -30,15 +39,18 @@ class AlignEstimate:
     parameters: int
     trainable: int
     state_bytes: int
+    replay_bytes: int
     seconds: float
 
     def print(self) -> None:
         """Print the estimate to the standard output, one fact a line."""
+        remembered = f"                 + {size_text(self.replay_bytes)} for remembered answers"
         lines = [
             f"prompts          {self.prompts:,}",
             f"answers          {self.answers:,} in the whole run",
             f"parameters       {self.parameters:,}, {self.trainable:,} of them trained",
             f"memory           {size_text(self.state_bytes)} for weights, reference and optimizer (computed)",
+            *([remembered] if self.replay_bytes else []),
             f"time             about {duration_text(self.seconds)} (from one small batch; evaluation not included)",
         ]
         sys.stdout.write("\n".join(lines) + "\n")
@@ -63,14 +75,15 @@ def estimate_alignment(job: AlignJob) -> AlignEstimate:
         updating = time.perf_counter()
         trajectory = found.trajectory
         for part in job.text_policy.micro_batches(trajectory):
-            evaluation = job.text_policy.evaluate(trajectory.select(part))
-            (evaluation.logprobs.sum() + evaluation.values.sum()).backward()  # type: ignore[no-untyped-call]
+            _judged(job, trajectory.select(part)).backward()  # type: ignore[no-untyped-call]
     now = time.perf_counter()
     job.trained.zero_grad(set_to_none=True)
     batch = updating - started + config.algorithm.passes * (now - updating)
     parameters = list(job.trained.parameters())
     trainable = [each for each in parameters if each.requires_grad]
     held = parameters + list(job.reference.parameters())
+    if (learner := _action_values(job)) is not None and learner.average is not None:
+        held += list(learner.average.parameters())
     return AlignEstimate(
         prompts=len(job.prompts),
         answers=config.iterations * config.prompts_per_iteration * config.samples_per_prompt,
@@ -81,5 +94,52 @@ def estimate_alignment(job: AlignJob) -> AlignEstimate:
             each.numel() * (each.element_size() + BYTES_PER_OPTIMIZER_STATE[config.optimizer.name])
             for each in trainable
         ),
+        replay_bytes=replay_bytes(config, job.policy.language_model.head[0].shape[0]),
         seconds=config.iterations * config.prompts_per_iteration / count * batch,
+    )
+
+
+def _action_values(job: AlignJob) -> TextActionValues | None:
+    """What ACER learns with; None for other algorithms."""
+    learner = job.algorithm.policy if isinstance(job.algorithm, AcerText) else None
+    return learner if isinstance(learner, TextActionValues) else None
+
+
+def _judged(job: AlignJob, trajectory: Trajectory) -> torch.Tensor:
+    """A number that depends on all that an update puts through the network."""
+    if (learner := _action_values(job)) is not None:
+        tables = learner.tables(trajectory)
+        return tables.logprobs.sum() + tables.action_values.sum()
+    evaluation = job.text_policy.evaluate(trajectory)
+    return evaluation.logprobs.sum() + evaluation.values.sum()
+
+
+def replay_bytes(config: AlignConfig, vocabulary: int) -> int:
+    """Bytes of the distributions that are remembered with answers, when the memory is full and answers are long."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, AcerTextConfig):
+        return 0
+    kept = algorithm.behaviour_tokens
+    # A float32 each, in the vocabulary's order; of a part of it, its numbers too.
+    each = 4 * vocabulary if kept is None or kept >= vocabulary else 12 * kept
+    return algorithm.buffer_size * config.sampling.max_new_tokens * each
+
+
+def check_replay(config: AlignConfig, vocabulary: int) -> None:
+    """Refuse a memory of answers that this machine has no room for.
+
+    Raises:
+        ValueError: saying how much it would need, and how much with few tokens of each distribution.
+    """
+    needed, room = replay_bytes(config, vocabulary), total_memory()
+    if room is None or needed <= room:
+        return
+    algorithm = config.algorithm
+    assert isinstance(algorithm, AcerTextConfig)
+    few = algorithm.model_copy(update={"behaviour_tokens": min(64, algorithm.behaviour_tokens or 64)})
+    less = replay_bytes(config.model_copy(update={"algorithm": few}), vocabulary)
+    raise ValueError(
+        f"algorithm.buffer_size: {algorithm.buffer_size} remembered answers of up to {config.sampling.max_new_tokens} "
+        f"tokens with distributions over {vocabulary:,} tokens need {size_text(needed)}, and this machine has "
+        f"{size_text(room)}; algorithm.behaviour_tokens: {few.behaviour_tokens} would need {size_text(less)}"
     )

@@ -1,6 +1,7 @@
 """Train an agent in a Gymnasium environment: `main(config)`, one visible loop of collecting, updating, evaluating."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -368,12 +369,14 @@ def estimate(job: GymJob) -> None:
     each = job.agent.num_environments * job.agent.num_steps
     begun = time.perf_counter()
     job.agent.update(job.collector.collect(job.agent.policy, job.agent.num_steps))
-    seconds = (time.perf_counter() - begun) * job.config.total_steps / each
+    workers = job.agent.config.workers if isinstance(job.agent, A3CAgent) else 0
+    at_once = max(1, min(workers, os.cpu_count() or 1))
+    seconds = (time.perf_counter() - begun) * job.config.total_steps / each / at_once
+    players = f"{workers} workers" if workers else f"{job.agent.num_environments} environments"
     lines = [
         f"observations     {job.sizes.observation_size} numbers",
         f"actions          {job.sizes.num_actions}",
-        f"updates          {-(-job.config.total_steps // each):,} of {each:,} steps ({job.agent.num_environments} "
-        "environments)",
+        f"updates          {-(-job.config.total_steps // each):,} of {each:,} steps ({players})",
         f"time             at least {duration_text(seconds)} (from the first update; evaluation not included)",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
