@@ -116,7 +116,11 @@ def test_samples_of_another_policy_are_corrected_by_their_weights():
             )
             algorithm = build_algorithm(config, policy, torch.optim.SGD(policy.parameters(), lr=1.0))
             batch = mdp.enumerate(policy).select(torch.tensor([row]))
-            algorithm.update(batch.with_fields(behaviour_logprobs=batch.reference_logprobs))
+            metrics = algorithm.update(batch.with_fields(behaviour_logprobs=batch.reference_logprobs))
+            ratio = float(mdp.string_logprobs(logits.log_softmax(-1))[0, row].exp() / weights[row])
+            if cap is not None:
+                assert metrics["policy/importance_mean"] == pytest.approx(ratio)
+                assert metrics["policy/importance_capped"] == float(ratio > cap)
             total += weights[row] * (policy.logits.detach() - logits[0])
         found[cap] = total
     torch.testing.assert_close(found[1e9], truth, **TIGHT)

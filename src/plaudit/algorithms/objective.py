@@ -105,6 +105,8 @@ def step_loss(
     metrics |= {f"policy/{name}": found[name] for name in _LOGGED}
     metrics |= {f"preference/{name}": value for name, value in preference.items()}
     metrics["policy/entropy"] = masked_mean(evaluation.entropy.detach(), mask)
+    if settings.importance_cap is not None:
+        metrics |= _importance_metrics(actions, settings.importance_cap)
     bonus = settings.entropy_coefficient
     divergence = value_loss = None
     # With pairs the coefficient is inside their loss.
@@ -157,6 +159,16 @@ class _Actions(NamedTuple):
             return cls(new, old, new, old, reference, behaviour, rows)
         lengths = mask.sum(1, keepdim=True).clamp_min(1)
         return cls(new / lengths, old / lengths, new, old, reference, behaviour, rows)
+
+
+def _importance_metrics(actions: _Actions, cap: float) -> Metrics:
+    """Of `π_old/μ`: its mean, about 1 where μ covers the policy, and the share of actions above the cap."""
+    ratios = (actions.old - actions.behaviour).exp()
+    capped = (ratios > cap).to(ratios.dtype)
+    return {
+        "policy/importance_mean": masked_mean(ratios, actions.mask),
+        "policy/importance_capped": masked_mean(capped, actions.mask),
+    }
 
 
 def _surrogate(
