@@ -1,0 +1,151 @@
+"""Asynchronous against synchronous alignment of a tiny model, with the same amount of feedback: time and reward.
+
+python studies/asynchronous.py --seeds 0 1 2
+
+The reward counts letters, so that it is clear what is learned. Every run gets the same number of answers scored. Sides
+take turns within each seed, so that what else the machine does meets all of them alike. On a machine with one free core
+the processes only take turns, and nothing can be gained: the table says how many cores there were and how busy.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from plaudit.configs.align import AlignConfig
+from plaudit.data.records import PromptRecord
+from plaudit.data.vocabulary import train_tokenizer
+from plaudit.training.align import TrainingResult, main
+from plaudit.training.trackers import read_metrics
+
+WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "why", "is", "it", "so")
+PROMPTS = [PromptRecord(prompt=f"{one} {two}") for one in WORDS[:6] for two in WORDS[6:12]]
+PER_ITERATION = 64
+"""Answers in an iteration, eight to a prompt."""
+ROUTES: dict[str, dict[str, Any]] = {
+    "by turns": {},
+    "beside, staleness 1": {"asynchronous": {"workers": 1, "max_staleness": 1}},
+    "beside, staleness 4": {"asynchronous": {"workers": 1, "max_staleness": 4}},
+    "beside, staleness 12": {"asynchronous": {"workers": 1, "max_staleness": 12}},
+    "beside, staleness 12, not weighed": {"asynchronous": {"workers": 1, "max_staleness": 12}, "cap": None},
+}
+
+
+def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """The share of small Latin letters in an answer, times 5; an untrained model writes about one in ten."""
+    return [5 * sum("a" <= each <= "z" for each in text) / max(1, len(text)) for text in completions]
+
+
+def processor_seconds(who: int) -> float:
+    """Of this process, or of those that it has started and seen end."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run(route: dict[str, Any], seed: int, settings: argparse.Namespace, tokenizer: str) -> dict[str, float]:
+    """One run; what the last quarter of its iterations earned, and where the time went."""
+    options = dict(route)
+    cap = options.pop("cap", 2.0)
+    algorithm = {"name": "rloo", "view": "token", "importance_cap": 2.0, "kl_coefficient": 0.02}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with tempfile.TemporaryDirectory() as folder:
+        config = AlignConfig.model_validate(
+            {
+                "model": {
+                    "model_type": "llama",
+                    "backbone_config": sizes | {"num_key_value_heads": 4},
+                    "tokenizer": tokenizer,
+                    "template": "raw",
+                },
+                "output": folder,
+                "prompts_per_iteration": PER_ITERATION // 8,
+                "samples_per_prompt": 8,
+                "iterations": settings.iterations,
+                "sampling": {"max_new_tokens": settings.new_tokens},
+                "missing_end_penalty": 0.0,
+                "algorithm": algorithm,
+                "optimizer": {"learning_rate": settings.rate},
+                "save_every": None,
+                "evaluate_every": None,
+                "seed": seed,
+                "quiet": True,
+            }
+            | options
+        )
+        if cap is None:  # a configuration refuses this for good reasons; here it is the control
+            plain = config.algorithm.model_copy(update={"importance_cap": None})
+            config = config.model_copy(update={"algorithm": plain})
+        begun = time.perf_counter()
+        used = [processor_seconds(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        result = main(config, prompts=PROMPTS, reward=letters)
+        assert isinstance(result, TrainingResult)
+        seconds = time.perf_counter() - begun
+        spent = [processor_seconds(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+    late, steady = lines[-max(1, len(lines) // 4) :], lines[2:]  # the first ones wait for workers to start
+    return {
+        "first": lines[0]["reward/mean"],
+        "reward": mean(line["reward/mean"] for line in late),
+        "staleness": mean(line.get("workers/staleness", 0.0) for line in lines),
+        "seconds": seconds,
+        "learner": spent[0] - used[0],
+        "workers": spent[1] - used[1],
+        "iteration": mean(line["time/iteration"] for line in steady),
+        "waiting": mean(line.get("workers/wait", line.get("time/generation", 0.0)) for line in steady),
+    }
+
+
+def arguments_of() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--only", nargs="+", default=list(ROUTES))
+    return parser.parse_args()
+
+
+COLUMNS = (
+    "sampling",
+    "first reward",
+    "reward at the end",
+    "rewards of the seeds",
+    "mean staleness",
+    "answers a second",
+    "seconds an iteration",
+    "of them waiting for answers",
+    "CPU seconds a run: learner",
+    "workers",
+)
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Means over seeds as a Markdown table."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    for name, runs in found.items():
+        averages = {key: mean(each[key] for each in runs) for key in runs[0]}
+        rewards = ", ".join(f"{each['reward']:.2f}" for each in runs)
+        cells = [name, f"{averages['first']:.2f}", f"{averages['reward']:.2f}", rewards, f"{averages['staleness']:.2f}"]
+        cells += [f"{PER_ITERATION / averages['iteration']:.0f}"]
+        cells += [f"{averages[key]:.2f}" for key in ("iteration", "waiting")]
+        cells += [f"{averages[key]:.1f}" for key in ("learner", "workers")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    chosen = arguments_of()
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen.only}
+    loads = []
+    with tempfile.TemporaryDirectory() as place:
+        train_tokenizer([" ".join(WORDS)] * 4, 300).save_pretrained(place)
+        for number in chosen.seeds:
+            for name in chosen.only:
+                results[name].append(run(ROUTES[name], number, chosen, place))
+                loads.append(os.getloadavg()[0])
+    print(f"{os.cpu_count()} cores; load {min(loads):.1f} to {max(loads):.1f}, this study's own processes included\n")
+    print(table(results))
