@@ -8,6 +8,7 @@ Every workload is saved as soon as it is measured, in a file of its own, so that
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, median_ratio, save, table
+from common import ROOT, free_gib, median_ratio, save, table
 from lockstep import Worker, take_turns
 from peer_model import exploded_pairs
 from peers import TRL, trl_python
@@ -68,7 +69,6 @@ def measure(
         "workload": workload.name,
         "prompts": workload.prompts,
         "pairs": workload.pairs,
-        "goal": workload.goal,
         "clock": clock,
         "seconds": {name: worker.times for name, worker in workers.items()},
         "processor_seconds": {name: worker.processor_times for name, worker in workers.items()},
@@ -149,7 +149,7 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "tokens, TRL / Plaudit": token,
                 "time, TRL / Plaudit": time,
                 "share of tokens that becomes time": f"{time / token:.0%}",
-                "goal": each["goal"] or "–",
+                "goal": WORKLOADS[each["workload"]].goal or "–",
                 "tokens, loop / Plaudit": median_ratio(tokens["loop"], tokens["plaudit"]),
                 "time, loop / Plaudit": median_ratio(seconds["loop"], seconds["plaudit"]),
                 "Plaudit prompts/s": each["prompts"] / ours,
@@ -175,6 +175,14 @@ def memory_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
+def fitting(free: float) -> list[str]:
+    """The workloads that `free` GiB of memory suffice for; the others are said aloud and left out."""
+    for name, each in WORKLOADS.items():
+        if each.memory_gib > free:
+            print(f"{name} is left out: it needs {each.memory_gib:g} GiB of free memory, and {free:.1f} are free")
+    return [name for name, each in WORKLOADS.items() if each.memory_gib <= free]
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,7 +198,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     clock = "processor_seconds" if arguments.processor_time else "seconds"
-    for name in arguments.workloads or WORKLOADS:
+    for name in arguments.workloads or fitting(free_gib() if arguments.device == "cpu" else math.inf):
         found = measure(WORKLOADS[name], arguments.steps, arguments.data, device=arguments.device, clock=clock)
         print(table(rows([found])), table(memory_rows([found])), sep="\n\n", flush=True)
         if arguments.save_as:

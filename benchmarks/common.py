@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,13 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def free_gib() -> float:
+    """Memory that processes can still have; infinite where the system does not say."""
+    file = Path("/proc/meminfo")
+    found = re.search(r"^MemAvailable: +(\d+) kB", file.read_text() if file.exists() else "", re.MULTILINE)
+    return int(found[1]) / 2**20 if found else math.inf
 
 
 def versions(*names: str) -> dict[str, str]:

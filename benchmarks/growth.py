@@ -22,7 +22,7 @@ import torch
 from common import REPETITIONS, ROOT, save, table
 from flops import attended_pairs
 from lockstep import peak_memory, reset_peak_memory
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter, StrMethodFormatter
 from torch import nn
 
 from plaudit.data.packing import pack_groups
@@ -200,6 +200,9 @@ def plot(name: str, sweep: Sweep, results: list[dict[str, Any]], folder: Path = 
         panel.set(xscale="log", yscale="log", xlabel=sweep.label, title=title)
         panel.set_xticks([each["x"] for each in results])
         panel.xaxis.set_major_formatter(ScalarFormatter())
+        # Less than two decades often have a single power of ten between them.
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
@@ -211,7 +214,7 @@ def plot(name: str, sweep: Sweep, results: list[dict[str, Any]], folder: Path = 
 
 
 def main() -> None:
-    """Measure, print, plot, save."""
+    """Measure, print, save; `report.py` draws the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="*", default=[], metavar="SWEEP", help=", ".join(SWEEPS))
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="measured passes at every point")
@@ -228,7 +231,6 @@ def main() -> None:
             command = f"python benchmarks/growth.py {name} --repetitions {arguments.repetitions}"
             command += " --processor-time" * arguments.processor_time
             print(save(f"{arguments.save_as}-{name}", command, [{"sweep": name, "points": found}]).relative_to(ROOT))
-            plot(name, sweep, found)
 
 
 if __name__ == "__main__":

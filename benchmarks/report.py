@@ -1,4 +1,4 @@
-"""Puts the tables made from `benchmarks/results/` into `docs/benchmarks.md`, so that no number is typed by hand.
+"""Puts tables and pictures made from `benchmarks/results/` into `docs/benchmarks.md`: no number is typed by hand.
 
     python benchmarks/report.py
 
@@ -110,10 +110,13 @@ def rendered(page: str) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page and draw its pictures."""
     if missing := TABLES.keys() - {place["name"] for place in PLACE.finditer(PAGE.read_text(encoding="utf-8"))}:
         sys.exit(f"{PAGE.relative_to(ROOT)} has no place for: {', '.join(sorted(missing))}")
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for saved in filter(None, map(load, files("growth", growth.SWEEPS))):
+        for each in saved["results"]:
+            growth.plot(each["sweep"], growth.SWEEPS[each["sweep"]], each["points"])
     print(f"tables put into {PAGE.relative_to(ROOT)}")
 
 

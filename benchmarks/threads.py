@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--competitors", type=int, default=1, help="busy processes beside the measured one")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save-as", default="threads", help="start of names in benchmarks/results; empty: not saved")
     chosen = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(chosen.competitors)]
@@ -89,9 +90,10 @@ def main() -> None:
             process.wait()
     results = [{"competitors": chosen.competitors, "steps": found}]
     print(table(rows(results)))
-    command = f"python benchmarks/threads.py --competitors {chosen.competitors}"
-    command += f" --seconds {chosen.seconds:g} --rounds {chosen.rounds}"
-    save(f"threads-{chosen.competitors}", command, results)
+    if chosen.save_as:
+        command = f"python benchmarks/threads.py --competitors {chosen.competitors}"
+        command += f" --seconds {chosen.seconds:g} --rounds {chosen.rounds}"
+        save(f"{chosen.save_as}-{chosen.competitors}", command, results)
 
 
 if __name__ == "__main__":

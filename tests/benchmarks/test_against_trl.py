@@ -10,7 +10,7 @@ from pathlib import Path
 import against_trl
 import pytest
 import torch
-from against_trl import check_agreement, measure, rows, tokens_of
+from against_trl import check_agreement, fitting, measure, rows, tokens_of
 from peer_model import load, shared_names
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from work_loop import batch_loss, batches
@@ -140,10 +140,9 @@ def test_tokens_are_counted_as_each_way_needs_them(tmp_path: Path) -> None:
 
 def test_a_share_is_the_time_ratio_over_the_token_ratio() -> None:
     result = {
-        "workload": "x",
+        "workload": "hh-8",
         "prompts": 8,
         "pairs": 16,
-        "goal": 3.3,
         "clock": "seconds",
         "seconds": {"trl": [4.0, 8.0, 4.0], "loop": [2.0, 2.0, 2.0], "plaudit": [1.0, 2.0, 2.0]},
         "tokens": {"trl": [50, 50, 50], "loop": [20, 20, 20], "plaudit": [10, 10, 10]},
@@ -152,6 +151,13 @@ def test_a_share_is_the_time_ratio_over_the_token_ratio() -> None:
     assert row["time, TRL / Plaudit"] == 4.0
     assert row["share of tokens that becomes time"] == "80%"
     assert row["Plaudit pairs/s"] == 8.0
+    assert row["goal"] == 3.3
+
+
+def test_what_the_memory_does_not_suffice_for_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fitting(64.0) == list(WORKLOADS)
+    assert set(WORKLOADS) - set(fitting(4.0)) == {"hh-64"}
+    assert "hh-64 is left out: it needs 30 GiB of free memory, and 4.0 are free" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 from common import alternate, median_ratio, shown, table
 from growth import SWEEPS, Point, measure_point, rows
 from quick import compare
+from quick import main as guard
 from report import NOT_YET, PAGE, PLACE, TABLES, rendered
 
 
@@ -45,6 +46,24 @@ def test_the_guard_speaks_up_beyond_a_quarter() -> None:
     rows_now, fallen = compare({"a": 3.0, "b": 2.9, "new": 1.0}, {"a": 4.0, "b": 4.0})
     assert fallen == ["b"]
     assert [row["change"] for row in rows_now] == ["-25%", "-28%", "new"]
+
+
+def test_the_guard_prints_both_and_ends_with_an_error_only_where_one_fell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = {"a": 3.0, "b": 2.0}
+    monkeypatch.setattr("quick.ratios", lambda data: now)
+    monkeypatch.setattr("quick.load", lambda name: {"results": [["a", 4.0], ["b", 2.0]]})
+    monkeypatch.setattr("sys.argv", ["quick.py"])
+    guard()
+    assert "| a | 3.00 | 4.00 | -25% |" in capsys.readouterr().out
+    now["a"] = 2.9
+    with pytest.raises(SystemExit, match=r"slower than recorded by more than 25%: a$"):
+        guard()
+    assert "| a | 2.90 | 4.00 | -28% |" in capsys.readouterr().out
+    monkeypatch.setattr("quick.load", lambda name: None)
+    guard()
+    assert "| a | 2.90 | – | new |" in capsys.readouterr().out
 
 
 def test_a_point_of_growth_is_measured_on_both_paths() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from plaudit.core.layout import PackedLayout
-from plaudit.models import attention_backends, attention_varlen
+from plaudit.models import attention_backends, attention_flex, attention_varlen
 from plaudit.models.attention_backends import BACKENDS, missing_part, pick_backend, self_test
 from plaudit.models.attention_cascade import merge_parts
 from plaudit.models.attention_flex import mask_function, padded_indices, tile_kinds
@@ -234,6 +235,27 @@ def test_flex_equals_the_reference_in_its_forward(kind: str) -> None:
         theirs = BACKENDS["reference"](*inputs, PackedAttention(layout), AttentionOptions(**options))
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_flex_is_not_compiled_anew_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        programs.append(len(inputs))
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, backend=counting)
+    monkeypatch.setattr(attention_flex, "_kernel", lambda device: compiled)
+    for prefix, count in ((150, 1), (200, 2), (480, 1), (310, 3), (620, 1)):
+        layout = layout_of([(prefix, [40, 1])] * count)
+        inputs = [t.float() for t in tensors(layout.num_tokens, size=16, value_size=16)]
+        with torch.no_grad():
+            ours = BACKENDS["flex"](*inputs, PackedAttention(layout), PLAIN)
+            theirs = BACKENDS["reference"](*inputs, PackedAttention(layout), PLAIN)
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    # One for the first length, one for all others.
+    assert len(programs) == 2
 
 
 # ---- the choice

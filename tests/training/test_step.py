@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.training import OptimizerConfig
@@ -191,6 +193,25 @@ def test_idle_passes_add_nothing(tokenizer_folder: str, tmp_path: Path) -> None:
     for name, value in trainer.trained.named_parameters():
         if value.grad is not None:
             assert torch.equal(value.grad, expected[name]), name
+
+
+def test_nothing_of_the_size_of_the_vocabulary_is_computed(tokenizer_folder: str, tmp_path: Path) -> None:
+    trainer, _, _ = prepare(config_for(tokenizer_folder, tmp_path), rankings(3))
+    widths: set[int] = set()
+
+    class Widths(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            widths.update(each.shape[-1] for each in tree_leaves(found) if isinstance(each, Tensor) and each.ndim)
+            return found
+
+    vocabulary, hidden = trainer.model.backbone.get_input_embeddings().weight.shape
+    with Widths():
+        trainer.backward(trainer.train.micro_batch([0, 1, 2]), 3.0)
+    assert hidden in widths
+    assert vocabulary not in widths
 
 
 def test_batches_made_ahead_change_nothing_and_leave_no_thread(tokenizer_folder: str, tmp_path: Path) -> None:

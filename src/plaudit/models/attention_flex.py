@@ -1,8 +1,8 @@
 """Packed attention with FlexAttention: the layout's rule as a mask function over index tensors, and its block mask.
 
-The kernel is compiled once: rows are filled up to whole tiles, and a new length is a new number of tiles, not a new
-program. The block mask is worked out tile by tile from the layout, `O((N / 128)²)` numbers; the `[N, N]` mask that
-`create_block_mask` would evaluate never exists.
+The kernel is compiled for the first row and once more for rows of every other length: rows are filled up to whole
+tiles, and a new length is a new number of tiles, not a new program. The block mask is worked out tile by tile from the
+layout, `O((N / 128)²)` numbers; the `[N, N]` mask that `create_block_mask` would evaluate never exists.
 """
 
 from collections.abc import Callable
@@ -150,8 +150,8 @@ def block_mask(layout: PackedLayout, window: int | None, tile: int = TILE) -> Bl
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention)
+def _kernel(device: str) -> Any:
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention
 
 
 @cache
@@ -187,7 +187,7 @@ def flex_backend(
     tokens = query.shape[2]
     extra = -tokens % TILE
     padded = [nn.functional.pad(t, (0, 0, 0, extra)) for t in (query, key, value)]
-    attend = _compiled() if query.device.type == "cuda" else flex_attention
+    attend = _kernel(query.device.type)
     own: dict[str, Any] = {"score_mod": _score_function(options.softcap), "block_mask": mask, "scale": options.scaling}
     own["enable_gqa"] = query.shape[1] != key.shape[1]
     out: Tensor
