@@ -1,0 +1,266 @@
+"""Every family of algorithms on the same problems, at equal true feedback and at equal compute, beside the optimum.
+
+    python studies/families.py run [--problems strings dialogue cartpole] [--agents ppo dqn …] [--seeds 0 1 2 3 4]
+    python studies/families.py table
+
+`run` trains each agent on each problem, one process for a pair and a table, and keeps what it got in
+`runs/studies/families/`; what is there already is not run again. `table` writes the tables and the plot of
+`docs/studies/families.md`.
+
+Equal feedback: every agent gets the same number of true steps of the environment. Equal compute: every agent gets
+the same processor time; how many steps that is follows from its rate in the other table, so that its schedules end
+with the run.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from pydantic import TypeAdapter
+
+from plaudit.algorithms.agents import build_agent, task_sizes
+from plaudit.configs.agents import AgentConfig
+from plaudit.rollout.dialogue import DialogueMDP
+from plaudit.rollout.environments import (
+    Collector,
+    DialogueEnvironment,
+    MakeEnvironment,
+    TokenMDPEnvironment,
+    evaluate_policy,
+    make_environments,
+)
+from plaudit.rollout.token_mdp import TokenMDP
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "runs" / "studies" / "families"
+PAGE = ROOT / "docs" / "studies" / "families.md"
+PICTURE = ROOT / "docs" / "images" / "studies" / "families.png"
+TABLES = {"feedback": "equal true feedback", "compute": "equal compute"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with a known answer.
+
+    Attributes:
+        make: the environment that a seed gives.
+        bounds: of a seed, the mean return of a uniformly random policy and of the best policy there is.
+        steps: true steps in the table of equal feedback.
+        seconds: processor time in the table of equal compute.
+        episodes: that judge the trained agent.
+    """
+
+    make: Callable[[int], str | MakeEnvironment]
+    bounds: Callable[[int], tuple[float, float]]
+    steps: int
+    seconds: float
+    episodes: int
+
+
+def string_bounds(seed: int) -> tuple[float, float]:
+    """Exact, by enumeration."""
+    mdp = TokenMDP(seed=seed)
+    uniform = torch.zeros_like(mdp.reference_logprobs).log_softmax(-1)
+    return float(mdp.objective(uniform, coefficient=0.0)), float(mdp.hard_solution().values.flatten()[0])
+
+
+def dialogue_bounds(seed: int) -> tuple[float, float]:
+    """Exact, by dynamic programming; a coefficient of 1e-9 is the hard optimum to that precision."""
+    mdp = DialogueMDP(seed=seed)
+    uniform = torch.zeros_like(mdp.reference_logprobs).log_softmax(-1)
+    best = mdp.optimal_solution(coefficient=1e-9).values[0]
+    return float(mdp.objective(uniform, coefficient=0.0)), float(best)
+
+
+def cartpole_bounds(seed: int) -> tuple[float, float]:
+    """A random policy keeps the pole up for 22 steps or so; 500 is the limit."""
+    return 22.0, 500.0
+
+
+PROBLEMS = {
+    "strings": Problem(
+        lambda seed: lambda: TokenMDPEnvironment(TokenMDP(seed=seed)),
+        string_bounds,
+        steps=5_000,
+        seconds=5,
+        episodes=8,
+    ),
+    "dialogue": Problem(
+        lambda seed: lambda: DialogueEnvironment(DialogueMDP(seed=seed)),
+        dialogue_bounds,
+        steps=3_000,
+        seconds=5,
+        episodes=2000,
+    ),
+    "cartpole": Problem(lambda seed: "CartPole-v1", cartpole_bounds, steps=20_000, seconds=20, episodes=50),
+}
+
+EPISODIC: dict[str, Any] = {"discount": 1.0}
+"""Strings and dialogues end after three or four steps: what comes last counts in full."""
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "reinforce": {"name": "reinforce"},
+    "actor-critic": {"name": "actor_critic"},
+    "a2c": {"name": "a2c"},
+    "ppo": {"name": "ppo"},
+    "acer": {"name": "acer"},
+    "dqn": {"name": "dqn"},
+    "double dqn": {"name": "double_dqn"},
+    "dyna-q": {"name": "dyna"},
+    "world model": {"name": "world_model"},
+    "option-critic": {"name": "option_critic"},
+    "feudal": {"name": "feudal"},
+}
+"""Every family with the defaults of `plaudit gym`, nothing tuned for these problems but the discount."""
+
+DISCRETE_ONLY = ("dyna-q",)
+"""Tables, which have no place for a pole's angle."""
+
+
+def train(problem: Problem, options: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
+    """One agent: what it earns after `steps` true steps, and what that cost."""
+    begun, wall = time.process_time(), time.perf_counter()
+    config: Any = TypeAdapter(AgentConfig).validate_python(options)
+    make = problem.make(seed)
+    environments = make_environments(make, 1)
+    sizes = task_sizes(environments)
+    environments.close()
+    agent = build_agent(config, sizes, total_steps=steps, seed=seed)
+    collector = Collector(make_environments(make, agent.num_environments), seed=1000 * seed)
+    while collector.num_steps_taken < steps:
+        agent.update(collector.collect(agent.policy, agent.num_steps))
+    cost = {"seconds": time.process_time() - begun, "wall": time.perf_counter() - wall}
+    collector.environments.close()
+    returns = evaluate_policy(make, agent.greedy_policy(), num_episodes=problem.episodes, seed=12345 + seed)
+    low, high = problem.bounds(seed)
+    earned = statistics.fmean(returns)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "return": earned,
+        "gap": (high - earned) / (high - low),
+        "steps": collector.num_steps_taken,
+        "memory": memory,
+    } | cost
+
+
+def run_one(name: str, agent: str, table: str, seeds: Sequence[int]) -> None:
+    """All seeds of an agent on a problem, each kept as soon as it is there."""
+    torch.set_num_threads(1)
+    problem, options = PROBLEMS[name], dict(AGENTS[agent])
+    if name != "cartpole":
+        options |= EPISODIC
+    for seed in seeds:
+        path = result_path(name, agent, table, seed)
+        if path.exists():
+            continue
+        steps = problem.steps
+        if table == "compute":
+            found = json.loads(result_path(name, agent, "feedback", seed).read_text())
+            steps = max(1000, round(problem.seconds * found["steps"] / found["seconds"]))
+        result = train(problem, options, seed, steps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result) + "\n")
+        print(
+            f"{name}, {agent}, {table}, seed {seed}: gap {result['gap']:.3f} in {result['seconds']:.1f} s", flush=True
+        )
+
+
+def result_path(problem: str, agent: str, table: str, seed: int) -> Path:
+    """Where a result is kept."""
+    return RESULTS / table / problem / f"{agent.replace(' ', '-')}-{seed}.json"
+
+
+def read(problem: str, agent: str, table: str) -> list[dict[str, float]]:
+    """The results that there are, by seed."""
+    stem = result_path(problem, agent, table, 0).name.removesuffix("-0.json")
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / table / problem).glob(f"{stem}-?.json"))]
+
+
+def rows(problem: str, table: str) -> list[str]:
+    """The lines of a table, smallest median gap first."""
+    lines = []
+    for agent in AGENTS:
+        found = read(problem, agent, table)
+        if not found:
+            continue
+        gaps = sorted(100 * one["gap"] for one in found)
+        median = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        cells = [agent, f"{statistics.median(gaps):.1f} %", f"{gaps[0]:.1f} to {gaps[-1]:.1f}", str(len(gaps))]
+        cells += [f"{median['steps']:,.0f}", f"{median['seconds']:.1f}", f"{median['memory']:.0f}"]
+        lines.append((statistics.median(gaps), f"| {' | '.join(cells)} |"))
+    return [line for _, line in sorted(lines)]
+
+
+def write_page() -> None:
+    """The tables into the page, between their marks, and the plot beside it."""
+    text = PAGE.read_text(encoding="utf-8")
+    head = "| agent | median gap | of the seeds | seeds | true steps | processor seconds | MiB |\n|---|" + "---:|" * 6
+    for problem in PROBLEMS:
+        for table in TABLES:
+            mark, end = f"<!-- table: {problem} {table} -->", "<!-- end of table -->"
+            before, _, rest = text.partition(mark)
+            after = rest.partition(end)[2]
+            text = f"{before}{mark}\n\n{head}\n" + "\n".join(rows(problem, table)) + f"\n\n{end}{after}"
+    PAGE.write_text(text, encoding="utf-8")
+    draw()
+
+
+def draw() -> None:
+    """Gaps of all seeds by family, problem and table."""
+    figure, axes = plt.subplots(1, len(PROBLEMS), figsize=(11, 4.2), sharey=True, layout="constrained")
+    places = range(len(AGENTS))
+    for axis, problem in zip(axes, PROBLEMS, strict=True):
+        for (table, label), shift, marker in zip(TABLES.items(), (-0.15, 0.15), ("o", "s"), strict=True):
+            points = [
+                (one["gap"], place + shift) for place, agent in enumerate(AGENTS) for one in read(problem, agent, table)
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker, markersize=4, alpha=0.7, label=label)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(problem)
+        axis.set_xlabel("gap to the optimum (1: random)")
+    axes[0].set_yticks(places, AGENTS)
+    axes[0].invert_yaxis()
+    axes[0].legend(loc="lower right", fontsize=8)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=AGENTS)
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        write_page()
+        return
+    for table in arguments.tables:
+        for problem in arguments.problems:
+            for agent in arguments.agents:
+                if agent in DISCRETE_ONLY and problem == "cartpole":
+                    continue
+                if arguments.action == "one":
+                    run_one(problem, agent, table, arguments.seeds)
+                    continue
+                # A process of its own, so that its memory is its own.
+                words = ["one", "--problems", problem, "--agents", agent, "--tables", table, "--seeds"]
+                seeds = list(map(str, arguments.seeds))
+                subprocess.run([sys.executable, __file__, *words, *seeds], check=True)
+
+
+if __name__ == "__main__":
+    main()
