@@ -1,11 +1,13 @@
 """Every family of algorithms on the same problems, at equal true feedback and at equal compute, beside the optimum.
 
+    python studies/families.py tune
     python studies/families.py run [--problems strings dialogue cartpole] [--agents ppo dqn …] [--seeds 0 1 2 3 4]
     python studies/families.py table
 
-`run` trains each agent on each problem, one process for a pair and a table, and keeps what it got in
-`runs/studies/families/`; what is there already is not run again. `table` writes the tables and the plot of
-`docs/studies/families.md`.
+`tune` tries the settings of `GRIDS` on strings and dialogues of other seeds; the best of each agent, by its mean gap,
+is what `run` takes. On CartPole every agent keeps the defaults of `plaudit gym`, which were made for it. `run` trains
+each agent on each problem, one process for a pair and a table. Both keep what they got in `runs/studies/families/`;
+what is there already is not run again. `table` writes the tables and the plot of `docs/studies/families.md`.
 
 Equal feedback: every agent gets the same number of true steps of the environment. Equal compute: every agent gets
 the same processor time; how many steps that is follows from its rate in the other table, so that its schedules end
@@ -13,6 +15,7 @@ with the run.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -105,9 +108,6 @@ PROBLEMS = {
     "cartpole": Problem(lambda seed: "CartPole-v1", cartpole_bounds, steps=20_000, seconds=20, episodes=50),
 }
 
-EPISODIC: dict[str, Any] = {"discount": 1.0}
-"""Strings and dialogues end after three or four steps: what comes last counts in full."""
-
 AGENTS: dict[str, dict[str, Any]] = {
     "reinforce": {"name": "reinforce"},
     "actor-critic": {"name": "actor_critic"},
@@ -121,9 +121,48 @@ AGENTS: dict[str, dict[str, Any]] = {
     "option-critic": {"name": "option_critic"},
     "feudal": {"name": "feudal"},
 }
-"""Every family with the defaults of `plaudit gym`, nothing tuned for these problems but the discount."""
+"""Every family, with the defaults of `plaudit gym`."""
 
-DISCRETE_ONLY = ("dyna-q",)
+SHORT: dict[str, dict[str, Any]] = {
+    "reinforce": {"discount": 1.0, "rollout_steps": 16},
+    "actor-critic": {"discount": 1.0},
+    "a2c": {"discount": 1.0},
+    "ppo": {"discount": 1.0},
+    "acer": {"discount": 1.0, "learning_starts": 200},
+    "dqn": {"discount": 1.0, "learning_starts": 200, "hidden": [64, 64]},
+    "double dqn": {"discount": 1.0, "learning_starts": 200, "hidden": [64, 64]},
+    "dyna-q": {"discount": 1.0},
+    "world model": {"discount": 1.0, "horizon": 6, "epochs": 20, "generations": 20},
+    "option-critic": {"discount": 1.0},
+    "feudal": {"manager_discount": 1.0, "worker_discount": 1.0, "horizon": 2},
+}
+"""What changes where an episode is three or four steps long, before anything is tried: nothing is discounted, the
+first update comes before the last episode, and neither goals nor dreams outlast an episode."""
+
+
+def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every combination of the values given."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+ENTROPY = (0.01, 0.1, 0.3)
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "reinforce": grid(learning_rate=(3e-3, 1e-2), entropy_coefficient=ENTROPY),
+    "actor-critic": grid(learning_rate=(7e-4, 3e-3), entropy_coefficient=ENTROPY),
+    "a2c": grid(learning_rate=(7e-4, 3e-3), entropy_coefficient=ENTROPY),
+    "ppo": grid(learning_rate=(1e-3, 3e-3), entropy_coefficient=ENTROPY),
+    "acer": grid(learning_rate=(7e-4, 3e-3), entropy_coefficient=ENTROPY),
+    "dqn": grid(learning_rate=(2.3e-3, 5e-4), exploration_fraction=(0.16, 0.4, 0.8)),
+    "double dqn": grid(learning_rate=(2.3e-3, 5e-4), exploration_fraction=(0.16, 0.4, 0.8)),
+    "dyna-q": grid(learning_rate=(0.1, 0.3), exploration=(0.1, 0.3, 0.5)),
+    "world model": grid(temperature=(0.5, 1.0), hidden_size=(16, 32)),
+    "option-critic": grid(learning_rate=(1e-3, 5e-3), entropy_coefficient=ENTROPY),
+    "feudal": grid(learning_rate=(3e-3, 1e-2), entropy_coefficient=ENTROPY),
+}
+"""Six settings of each agent, the rate and what makes it explore; four of the world model, which is the dearest."""
+TUNING_SEEDS = (100, 101, 102)
+
+TABULAR = ("dyna-q",)
 """Tables, which have no place for a pole's angle."""
 
 
@@ -153,12 +192,37 @@ def train(problem: Problem, options: dict[str, Any], seed: int, steps: int) -> d
     } | cost
 
 
+def settings(name: str, agent: str) -> dict[str, Any]:
+    """Options of an agent on a problem: on strings and dialogues the best of its grid."""
+    if name == "cartpole":
+        return AGENTS[agent]
+    tried = json.loads(tuning_path(name, agent).read_text())
+    best = min(tried, key=lambda one: statistics.fmean(one["gaps"]))
+    return AGENTS[agent] | SHORT[agent] | best["options"]
+
+
+def tune(name: str, agent: str) -> None:
+    """The gaps of every setting of an agent's grid at equal feedback, kept together."""
+    if tuning_path(name, agent).exists():
+        return
+    tried = []
+    for options in GRIDS[agent]:
+        whole = AGENTS[agent] | SHORT[agent] | options
+        gaps = [train(PROBLEMS[name], whole, seed, PROBLEMS[name].steps)["gap"] for seed in TUNING_SEEDS]
+        tried.append({"options": options, "gaps": gaps})
+        print(f"{name}, {agent}, {options}: {', '.join(f'{gap:.3f}' for gap in gaps)}", flush=True)
+    tuning_path(name, agent).parent.mkdir(parents=True, exist_ok=True)
+    tuning_path(name, agent).write_text(json.dumps(tried) + "\n")
+
+
+def tuning_path(problem: str, agent: str) -> Path:
+    """Where the gaps of an agent's grid are kept."""
+    return RESULTS / "tuning" / problem / f"{agent.replace(' ', '-')}.json"
+
+
 def run_one(name: str, agent: str, table: str, seeds: Sequence[int]) -> None:
     """All seeds of an agent on a problem, each kept as soon as it is there."""
-    torch.set_num_threads(1)
-    problem, options = PROBLEMS[name], dict(AGENTS[agent])
-    if name != "cartpole":
-        options |= EPISODIC
+    problem, options = PROBLEMS[name], settings(name, agent)
     for seed in seeds:
         path = result_path(name, agent, table, seed)
         if path.exists():
@@ -239,27 +303,32 @@ def draw() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("action", choices=("tune", "run", "one", "table"))
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=AGENTS)
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    pairs = [
+        (problem, agent)
+        for problem, agent in itertools.product(arguments.problems, arguments.agents)
+        if not (agent in TABULAR and problem == "cartpole")
+    ]
     if arguments.action == "table":
         write_page()
-        return
-    for table in arguments.tables:
-        for problem in arguments.problems:
-            for agent in arguments.agents:
-                if agent in DISCRETE_ONLY and problem == "cartpole":
-                    continue
-                if arguments.action == "one":
-                    run_one(problem, agent, table, arguments.seeds)
-                    continue
-                # A process of its own, so that its memory is its own.
-                words = ["one", "--problems", problem, "--agents", agent, "--tables", table, "--seeds"]
-                seeds = list(map(str, arguments.seeds))
-                subprocess.run([sys.executable, __file__, *words, *seeds], check=True)
+    elif arguments.action == "tune":
+        for problem, agent in pairs:
+            if problem != "cartpole":
+                tune(problem, agent)
+    else:
+        for table, (problem, agent) in itertools.product(arguments.tables, pairs):
+            if arguments.action == "one":
+                run_one(problem, agent, table, arguments.seeds)
+                continue
+            # A process of its own, so that its memory is its own.
+            words = ["one", "--problems", problem, "--agents", agent, "--tables", table, "--seeds"]
+            subprocess.run([sys.executable, __file__, *words, *map(str, arguments.seeds)], check=True)
 
 
 if __name__ == "__main__":
