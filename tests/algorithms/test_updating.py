@@ -277,7 +277,7 @@ def test_what_is_not_finite_never_reaches_the_weights():
     before = [parameter.detach().clone() for parameter in policy.parameters()]
     reference = batch.reference_logprobs.clone()
     reference[2, 0] = float("inf")
-    with pytest.raises(NonFiniteError, match=r"update 0: the loss is .*weights were left as they were"):
+    with pytest.raises(NonFiniteError, match=r"update 0, rows .*: the loss is .*weights were left as they were"):
         algorithm.update(batch.with_fields(reference_logprobs=reference))
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), before, strict=True))
     assert all(parameter.grad is None for parameter in policy.parameters())

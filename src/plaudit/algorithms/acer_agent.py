@@ -1,18 +1,16 @@
 """ACER in environments: segments, their replay, and the updates on both."""
 
 import copy
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.acer import acer_loss
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.stepping import guarded_step, set_learning_rate
 from plaudit.algorithms.updating import combine_metrics
 from plaudit.configs.acer import AcerConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.models.control import ActorActionValueNetwork
 from plaudit.rollout.action_values import ActionTables, ActionValuePolicy
 from plaudit.rollout.segments import SegmentReplay
@@ -51,8 +49,7 @@ class AcerAgent:
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """One update on these `T` steps, then Poisson-many on replayed segments."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self._rate_left()
+        set_learning_rate(self.optimizer, config.learning_rate * self._rate_left())
         trajectory = without_stale_columns(trajectory)
         self.steps_seen += trajectory.num_rows * trajectory.num_steps
         taken = [self._step(trajectory)]
@@ -97,14 +94,9 @@ class AcerAgent:
         loss, found = acer_loss(tables, trajectory, config, next_values=next_values)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = math.inf if config.max_gradient_norm is None else config.max_gradient_norm
-        norm = float(clip_grad_norm_(network.parameters(), limit))
-        if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"after {self.steps_seen} steps the norm of the gradient is {norm}, so the weights were left as they "
-                "were. Lower learning_rate, or look at the rewards"
-            )
-        self.optimizer.step()
+        norm = guarded_step(
+            self.optimizer, float(loss.detach()), max_norm=config.max_gradient_norm, where=f"step {self.steps_seen}"
+        )
         if self.average is not None:
             with torch.no_grad():
                 pairs = zip(self.average.actor.parameters(), network.actor.parameters(), strict=True)

@@ -5,15 +5,14 @@ reward gave them; the penalty towards the reference, the values and the importan
 the moment of each step.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.acer import acer_loss
 from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.updating import combine_metrics
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.core.finite import NonFiniteError
@@ -105,10 +104,10 @@ class AcerText:
         """One optimizer step on these rows, and the average policy's after it.
 
         Raises:
-            NonFiniteError: if the gradient is not finite; the weights have not been moved.
+            NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
         """
         whole = prepared.trajectory.select(rows.to(prepared.trajectory.mask.device))
-        total = int(whole.mask.sum())
+        total, total_loss = int(whole.mask.sum()), 0.0
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
         for part in self._micro_batches(whole):
@@ -117,17 +116,13 @@ class AcerText:
             tables = self.policy.tables(few)
             loss, found = acer_loss(tables, few, self.config, kl_coefficient=self.config.kl_coefficient)
             (share * loss).backward()  # type: ignore[no-untyped-call]
+            total_loss += share * float(loss.detach())
             for name, value in found.items():
                 extreme = name == "replay/ratio_max"
                 old = metrics.get(name, 0.0)
                 metrics[name] = max(old, float(value)) if extreme else old + share * float(value)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
-        norm = float(clip_grad_norm_(parameters, limit))
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"update {self.num_updates}: the norm of the gradient is {norm}; nothing was moved")
-        self.optimizer.step()
+        where = f"update {self.num_updates}"
+        norm = guarded_step(self.optimizer, total_loss, max_norm=self.max_gradient_norm, where=where)
         self.policy.move_average(self.config.average_decay)
         return metrics | {"gradient_norm": norm}
 

@@ -1,15 +1,13 @@
 """DQN and Double DQN: a Q-network, replayed steps, a target network."""
 
 import copy
-import math
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.configs.q_learning import QLearningConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.core.q_learning import bootstrapped_targets, double_q_values, greedy_values
 from plaudit.core.value_losses import huber_td_loss
 from plaudit.models.q_network import QNetwork
@@ -135,16 +133,9 @@ class DQN:
             reduction=(batch.weights / len(batch.weights)).unsqueeze(1),
         )
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"step {self.policy.steps}: the loss is {value}, so the weights were left as they were; lower "
-                "the learning rate, or look at the environment's rewards"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = math.inf if config.max_gradient_norm is None else config.max_gradient_norm
-        norm = float(clip_grad_norm_(self.network.parameters(), limit))
-        self.optimizer.step()
+        norm = guarded_step(self.optimizer, value, max_norm=config.max_gradient_norm, where=f"step {self.policy.steps}")
         if config.polyak < 1:
             with torch.no_grad():
                 for kept, learned in zip(self.target.parameters(), self.network.parameters(), strict=True):

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.stepping import guarded_step, set_learning_rate
 from plaudit.configs.feudal import FeudalConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.core.hierarchy_losses import goal_direction_loss, horizon_transitions, intrinsic_rewards
 from plaudit.core.masked import masked_mean, masked_whiten
 from plaudit.core.policy_losses import policy_gradient_loss
@@ -68,25 +67,22 @@ class Feudal:
         """One gradient step on `[B, T]` steps.
 
         Raises:
-            NonFiniteError: if the loss is not finite; the weights have not been moved.
+            NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
             ValueError: if the trajectory lacks observations, next observations or the memory before its first step.
         """
         config = self.config
         if config.schedule == "linear":
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate * max(1 - self.num_updates / self.total_updates, 0.0)
+            left = max(1 - self.num_updates / self.total_updates, 0.0)
+            set_learning_rate(self.optimizer, config.learning_rate * left)
         manager, worker, metrics = feudal_losses(self.policy, self.network, trajectory, config)
         loss = manager + worker
-        if not bool(loss.isfinite()):
-            raise NonFiniteError(f"update {self.num_updates}: the loss is {float(loss)}; the weights were left alone")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = float("inf") if config.max_gradient_norm is None else config.max_gradient_norm
-        norm = clip_grad_norm_(self.network.parameters(), limit)
-        self.optimizer.step()
+        where = f"update {self.num_updates}"
+        norm = guarded_step(self.optimizer, float(loss.detach()), max_norm=config.max_gradient_norm, where=where)
         self.num_updates += 1
         found = {name: float(value) for name, value in metrics.items()}
-        return {"loss": float(loss.detach())} | found | {"gradient_norm": float(norm)}
+        return {"loss": float(loss.detach())} | found | {"gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and counter; memories go with the episodes, which cannot be saved."""

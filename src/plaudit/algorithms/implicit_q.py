@@ -1,14 +1,13 @@
 """Implicit (language) Q-learning: action values from recorded answers, without asking for one that was not recorded."""
 
 import copy
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.configs.q_learning import ImplicitQConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.core.logprobs import token_logprobs
 from plaudit.core.q_learning import bootstrapped_targets, expectile_loss
 from plaudit.core.reduction import reduce_steps, step_weights
@@ -70,12 +69,9 @@ class ImplicitQ:
             flat = states.flatten(0, -2)
             surprise = -token_logprobs(flat, self.heads.weight, actions.flatten()).view(actions.shape)
             loss = loss + config.conservative_coefficient * reduce_steps(surprise, mask, reduction)
-        total = float(loss.detach())
-        if not math.isfinite(total):
-            raise NonFiniteError(f"the loss is {total}, so the weights were left as they were; look at the rewards")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        guarded_step(self.optimizer, float(loss.detach()), max_norm=None, where="implicit Q-learning")
         with torch.no_grad():
             for kept, learned in zip(self.target.parameters(), self.heads.parameters(), strict=True):
                 kept.lerp_(learned, config.polyak)

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.stepping import guarded_step, set_learning_rate
 from plaudit.configs.option_critic import OptionCriticConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.core.hierarchy_losses import arrival_values, option_metrics, option_state_values, termination_loss
 from plaudit.core.masked import masked_mean
 from plaudit.core.policy_losses import policy_gradient_loss
@@ -69,21 +68,18 @@ class OptionCritic:
         """One gradient step on `[B, T]` steps with the options that took them.
 
         Raises:
-            NonFiniteError: if the loss is not finite; the weights have not been moved.
+            NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
             ValueError: if the trajectory lacks observations, next observations or options.
         """
         loss, metrics = option_critic_loss(self.policy, trajectory, self.config)
-        if not bool(loss.isfinite()):
-            raise NonFiniteError(f"update {self.num_updates}: the loss is {float(loss)}; the weights were left alone")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.config.max_gradient_norm
-        norm = clip_grad_norm_(self.network.parameters(), float("inf") if limit is None else limit)
-        self.optimizer.step()
+        where = f"update {self.num_updates}"
+        norm = guarded_step(self.optimizer, float(loss.detach()), max_norm=self.config.max_gradient_norm, where=where)
         self.num_updates += 1
         self._schedule()
         found = {name: float(value) for name, value in metrics.items()}
-        return found | {"gradient_norm": float(norm), "options/exploration": self.policy.exploration}
+        return found | {"gradient_norm": norm, "options/exploration": self.policy.exploration}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and counter; the options in force go with the episodes, which cannot be saved."""
@@ -107,8 +103,7 @@ class OptionCritic:
         share = min(done / config.exploration_share, 1.0) if config.exploration_share else 1.0
         self.policy.exploration = 1.0 + share * (config.exploration - 1.0)
         if config.schedule == "linear":
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate * max(1 - done, 0.0)
+            set_learning_rate(self.optimizer, config.learning_rate * max(1 - done, 0.0))
 
 
 def option_critic_loss(

@@ -1,14 +1,13 @@
 """Soft Q-learning on answers: a language model whose log-probabilities and critic together are its action values."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import penalised_rewards
 from plaudit.algorithms.updating import combine_metrics
 from plaudit.configs.q_learning import SoftQConfig
@@ -126,16 +125,8 @@ class SoftQ:
             # Means over the tokens of a part count by how many there are.
             share = float(weights[part].sum())
             found.append({name: share * float(value) for name, value in metrics.items()})
-        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        norm = float(clip_grad_norm_(parameters, limit))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(
-                f"update {self.num_updates}: the loss is {total} and the norm of the gradient {norm}, so the weights "
-                "were left as they were; lower the learning rate, or look at the rewards"
-            )
-        self.optimizer.step()
+        where = f"update {self.num_updates}"
+        norm = guarded_step(self.optimizer, total, max_norm=self.max_gradient_norm, where=where)
         together = {name: sum(part[name] for part in found) for name in found[0]}
         return {"value/loss": total, **together, "gradient_norm": norm}
 

@@ -1,15 +1,14 @@
 """The whole policy-gradient family: prepare a batch, cut it into steps, take them, adapt the coefficients."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
 from plaudit.algorithms.objective import Coefficients, Rows, step_loss, weigh_rows
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import actions_mask, estimate_targets, penalised_rewards
 from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
 from plaudit.core.advantages import RunningMean
@@ -125,17 +124,13 @@ class PolicyGradient:
         coefficients = Coefficients(self.kl_coefficient, self.old_kl_coefficient, self._clip_scale())
         self.optimizer.zero_grad(set_to_none=True)
         loss, found = self._backward(whole, coefficients, prepared.evaluation)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
-        norm = float(clip_grad_norm_(parameters, limit))
-        for name, value in (("loss", float(loss)), ("norm of the gradient", norm)):
-            if not math.isfinite(value):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteError(
-                    f"update {self.num_updates}: the {name} is {value}, so the weights were left as they were. Rows: "
-                    f"{_shown(rows)}. Lower the learning rate, or look at their rewards and log-probabilities"
-                )
-        self.optimizer.step()
+        norm = guarded_step(
+            self.optimizer,
+            float(loss),
+            max_norm=self.max_gradient_norm,
+            where=f"update {self.num_updates}, rows {_shown(rows)}",
+            hint="Lower the learning rate, or look at the rewards and log-probabilities of these rows",
+        )
         return {name: float(value) for name, value in found.items()} | {"gradient_norm": norm}
 
     def stop_early(self, metrics: dict[str, float]) -> bool:
