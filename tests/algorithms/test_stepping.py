@@ -27,7 +27,8 @@ def test_a_loss_that_is_not_finite_moves_nothing(loss):
     parameter, optimizer = with_gradient(3.0, 4.0)
     with pytest.raises(NonFiniteError, match=r"^step 7: the loss is (nan|inf), so the weights were left as they were"):
         guarded_step(optimizer, loss, max_norm=1.0, where="step 7")
-    assert parameter.detach().tolist() == [0.0, 0.0] and parameter.grad is None
+    assert parameter.detach().tolist() == [0.0, 0.0]
+    assert parameter.grad is None
 
 
 def test_nor_does_a_gradient_that_is_not():
