@@ -20,10 +20,14 @@ SOLVES = {
     "dqn": (1500, Q),
     "double_dqn": (1500, Q),
     "option_critic": (4000, {"learning_rate": 0.02, "hidden": (16,), "num_options": 2}),
+    "acer": (4000, {"learning_rate": 0.02, "hidden": (16,), "rollout_steps": 8, "learning_starts": 200}),
+    "a3c": (4000, {"learning_rate": 0.02, "hidden": (16,), "rollout_steps": 16}),
+    "dyna": (1500, {"planning_steps": 3}),
     "feudal": (
-        4000,
+        8000,
         {"learning_rate": 0.02, "percept_size": 16, "num_environments": 8, "rollout_steps": 16, "horizon": 4},
     ),
+    "world_model": (2000, {"epochs": 40, "horizon": 8, "generations": 20, "population": 16, "dreams": 8, "segment": 8}),
 }
 """Name to the steps it may take (the budget) and options that keep the test cheap."""
 
@@ -31,6 +35,8 @@ SOLVES = {
 def make(name, total, options, seed=0):
     discounts = ("manager_discount", "worker_discount") if name == "feudal" else ("discount",)
     given = {"name": name} | dict.fromkeys(discounts, 0.5) | options
+    if name == "world_model":
+        pytest.importorskip("cma")
     config = TypeAdapter(AgentConfig).validate_python(given)
     trial = make_environments(Echo, 1)
     sizes = task_sizes(trial)

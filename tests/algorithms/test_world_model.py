@@ -58,8 +58,8 @@ def test_the_dynamics_learn_both_ways_a_coin_can_send_them():
             rows.observations,
             rows.next_observations,
             rows,
-            epochs=60,
-            learning_rate=1e-2,
+            epochs=200,
+            learning_rate=2e-2,
             generator=torch.Generator().manual_seed(0),
         )
         found[components] = metrics["dynamics/density_loss"]
@@ -101,7 +101,7 @@ class Spot(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place, self.taken = int(self.np_random.integers(4)), 0
+        self.place, self.taken = int(self.np_random.integers(8)), 0
         return self.picture(), {}
 
     def step(self, action):
@@ -121,29 +121,29 @@ SMALL = {
     "encoder_epochs": 12,
     "learning_rate": 1e-2,
     "hidden_size": 8,
-    "epochs": 15,
+    "epochs": 30,
     "segment": 10,
-    "generations": 12,
-    "population": 12,
-    "dreams": 6,
+    "generations": 20,
+    "population": 16,
+    "dreams": 12,
     "horizon": 10,
     "environments": 4,
 }
 
 
 def test_pictures_are_encoded_dreamed_of_and_acted_on():
-    """From 800 steps of pictures; going right always gives 5.5 on average, chance far less."""
+    """From 1600 steps of pictures; always going right gives 8.75 here, chance 2.5, an untrained controller next to 0."""
     pytest.importorskip("cma")
-    agent = WorldModel(WorldModelConfig(**SMALL), TaskSizes(8, 2), total_steps=800, seed=0)
+    agent = WorldModel(WorldModelConfig(**SMALL), TaskSizes(8, 2), total_steps=1600, seed=0)
     collector = Collector(make_environments(Spot, agent.num_environments), seed=0)
     before = evaluate_policy(Spot, agent.greedy_policy(), num_episodes=16, seed=5)
-    while collector.num_steps_taken < 800:
+    while collector.num_steps_taken < 1600:
         metrics = agent.update(collector.collect(agent.policy, agent.num_steps))
     assert agent.rounds_done == 1
     assert {"encoder/reconstruction", "dynamics/density_loss", "dream/mean_return"} <= set(metrics)
     after = evaluate_policy(Spot, agent.greedy_policy(), num_episodes=16, seed=5)
     assert np.mean(before) < 1
-    assert np.mean(after) > 4.5
+    assert np.mean(after) > 5.5
     again = WorldModel(WorldModelConfig(**SMALL), TaskSizes(8, 2), total_steps=1, seed=7)
     again.load_state_dict(agent.state_dict())
     assert evaluate_policy(Spot, again.greedy_policy(), num_episodes=16, seed=5) == after

@@ -266,18 +266,32 @@ def test_standardised_rewards_with_a_k3_loss_have_another_optimum():
     assert mdp.total_variation(larger.optimal_solution().logprobs, best.logprobs) > 0.3
 
 
+def near_reference(mdp):
+    """A policy that is not the reference, the same at every call."""
+    noise = torch.randn(mdp.reference_logprobs.shape, generator=torch.Generator().manual_seed(0))
+    return torch.log_softmax(mdp.reference_logprobs + 0.3 * noise.double(), -1)
+
+
 def test_few_samples_standardised_expect_something_else_again():
     """With K = 2 a group's own deviation leaves only who won: rewards of any shape, the same expected gradient."""
-    mdp = TokenMDP(vocabulary=3, max_length=2)
-    policy = torch.log_softmax(mdp.reference_logprobs + 0.3 * torch.randn(mdp.reference_logprobs.shape).double(), -1)
-    limit = exact.standardised_k3_gradient(mdp, policy)
-    errors = [float((exact.standardised_k3_gradient(mdp, policy, num_samples=k) - limit).norm()) for k in (2, 3, 5)]
-    assert errors == sorted(errors, reverse=True)
-    cubed = TokenMDP(vocabulary=3, max_length=2)
+    mdp, cubed = (TokenMDP(vocabulary=3, max_length=2) for _ in range(2))
     cubed.string_rewards = mdp.string_rewards.pow(3)
+    policy = near_reference(mdp)
     found = exact.standardised_k3_gradient(cubed, policy, num_samples=2)
     torch.testing.assert_close(found, exact.standardised_k3_gradient(mdp, policy, num_samples=2), rtol=0, atol=2e-3)
-    assert (exact.standardised_k3_gradient(cubed, policy) - limit).norm() > 1e-2
+    limits = [exact.standardised_k3_gradient(each, policy) for each in (mdp, cubed)]
+    assert (limits[0] - limits[1]).norm() > 1e-2
+
+
+def test_many_samples_standardised_come_to_the_limit():
+    """The bias of dividing by a group's own deviation falls as one over the size of the group."""
+    mdp = TokenMDP(vocabulary=3, max_length=1)
+    policy = near_reference(mdp)
+    limit = exact.standardised_k3_gradient(mdp, policy)
+    errors = [float((exact.standardised_k3_gradient(mdp, policy, num_samples=k) - limit).norm()) for k in (2, 4, 8)]
+    assert errors[0] > 0.3
+    assert errors[1] < 0.75 * errors[0]
+    assert errors[2] < 0.6 * errors[1]
 
 
 def test_k2_per_token_as_a_loss_has_its_own_optimum():
