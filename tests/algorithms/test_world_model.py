@@ -132,7 +132,7 @@ SMALL = {
 
 
 def test_pictures_are_encoded_dreamed_of_and_acted_on():
-    """From 1600 steps of pictures; always going right gives 8.75 here, chance 2.5, an untrained controller next to 0."""
+    """From 1600 steps of pictures; going right gives 8.75, chance 2.5, an untrained one 0.1."""
     pytest.importorskip("cma")
     agent = WorldModel(WorldModelConfig(**SMALL), TaskSizes(8, 2), total_steps=1600, seed=0)
     collector = Collector(make_environments(Spot, agent.num_environments), seed=0)
