@@ -5,21 +5,27 @@
 Both start from the same saved policy and reward model, answer 8 prompts of 125 tokens 8 times with up to 64 tokens, and
 take one optimizer step on the 64 answers, with the same divergence from the same reference. Each runs in a process of
 its own, one iteration in turn, on one thread; times are the processor's. The random policy hardly ever writes its end
-token, and the benchmark fails if the numbers of sampled tokens differ by more than 2 %.
+token, and the benchmark fails if the numbers of sampled tokens differ by more than 2 %. Before that both make
+rewards, advantages, loss and gradient of the same answers, by a policy that has left the reference, and the benchmark
+fails where loss or gradient differ by more than rounding.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agreement_rl import agreement
 from common import ROOT, median_ratio, save, table
 from lockstep import Worker, take_turns
 from peers import TRL, trl_python
+from work_plaudit_rl import align_config
 from workloads import CACHE, DATA, FILES, LLAMA_7M, tokenizer_folder
 
 from plaudit.configs.model import RewardModelConfig
@@ -36,6 +42,8 @@ PHASES = ("generation", "scoring", "evaluation", "update")
 SIZES = {"prompts": 8, "samples": 8, "new_tokens": 64, "kl_coefficient": 0.05, "learning_rate": 1e-6}
 PROMPT_TOKENS = 125
 TOKEN_TOLERANCE = 0.02
+AGREEMENT = {"advantages": 1e-4, "loss": 1e-6, "gradient": 1e-4}
+"""How far the two may differ on the same answers, see `agreement_rl.agreement`."""
 
 
 def prepare(iterations: int, data: Path, *, sizes: dict[str, Any] | None = None, cache: Path = CACHE) -> Path:
@@ -47,7 +55,9 @@ def prepare(iterations: int, data: Path, *, sizes: dict[str, Any] | None = None,
     options: dict[str, Any] = {"model_type": "llama", "backbone_config": sizes or LLAMA_7M, "tokenizer": tokenizer}
     policy = CausalLM.from_backbone(LanguageModelConfig(**options))
     policy.save_pretrained(folder / "model")
-    RewardModel.from_backbone(RewardModelConfig(aggregation="last", **options)).save_pretrained(folder / "reward")
+    RewardModel.from_backbone(RewardModelConfig(aggregation="last", template="raw", **options)).save_pretrained(
+        folder / "reward"
+    )
     texts = prompts_of(policy, data, iterations * SIZES["prompts"])
     settings = SIZES | {"iterations": iterations, "texts": texts}
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -80,6 +90,7 @@ def measure(algorithm: str, iterations: int, data: Path) -> dict[str, Any]:
         RuntimeError: if the two did not sample equally many tokens; then the times mean nothing.
     """
     folder = prepare(iterations + 1, data)
+    agreed = compare(folder, algorithm)
 
     def start(name: str) -> Worker:
         python = trl_python() if name == "trl" else Path(sys.executable)
@@ -96,9 +107,26 @@ def measure(algorithm: str, iterations: int, data: Path) -> dict[str, Any]:
         "processor_seconds": {name: worker.processor_times for name, worker in workers.items()},
         "phases": {name: worker.result["phases"][1:] for name, worker in workers.items()},
         "tokens": tokens,
+        "agreement": agreed,
         "memory": {n: {k: w.result[k] for k in ("memory_before", "memory_peak")} for n, w in workers.items()},
         "threads": {name: worker.result["threads"] for name, worker in workers.items()},
     }
+
+
+def compare(folder: Path, algorithm: str) -> dict[str, float]:
+    """What the two make of the same answers.
+
+    Raises:
+        RuntimeError: if they differ; then they do not learn the same, and their times mean nothing.
+    """
+    kept = folder / f"kept-{algorithm}.pt"
+    command = [str(trl_python()), str(HERE / "work_trl_rl.py"), str(folder), algorithm, "--keep", str(kept)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = agreement(folder, kept, align_config(folder, algorithm))
+    if wrong := {name: found[name] for name, limit in AGREEMENT.items() if not found[name] <= limit}:
+        raise RuntimeError(f"{algorithm}: the two differ on the same answers: {wrong}")
+    return found
 
 
 def phase_seconds(found: dict[str, Any], name: str) -> dict[str, list[float]]:
@@ -114,20 +142,34 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for found in results:
         trl, ours = phase_seconds(found, "trl"), phase_seconds(found, "plaudit")
         whole = {name: found["processor_seconds"][name] for name in ("trl", "plaudit")}
-        for phase in (*PHASES, "whole iteration"):
-            theirs, mine = (whole["trl"], whole["plaudit"]) if phase not in trl else (trl[phase], ours[phase])
-            # TRL's GRPO takes old log-probabilities from the update where there is one step per iteration.
+        for name, seconds in (("trl", trl), ("plaudit", ours)):
+            scored = zip(whole[name], seconds["scoring"], strict=True)
+            seconds["iteration without scoring"] = [total - scoring for total, scoring in scored]
+            seconds["whole iteration"] = whole[name]
+        for phase in trl:
             shown.append(
                 {
                     "algorithm": found["algorithm"].upper(),
                     "phase": phase,
-                    "TRL s": statistics.median(theirs),
-                    "Plaudit s": statistics.median(mine),
-                    "times faster": median_ratio(theirs, mine),
+                    "TRL s": statistics.median(trl[phase]),
+                    "Plaudit s": statistics.median(ours[phase]),
+                    "times faster": median_ratio(trl[phase], ours[phase]),
                     "goal": GOAL if phase == "whole iteration" else "–",
-                    "tokens sampled, TRL / Plaudit": found["tokens"]["trl"] / found["tokens"]["plaudit"],
                 }
             )
+    return shown
+
+
+def agreement_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The second table: what the two made of the same answers, tokens sampled, and memory."""
+    shown = []
+    for found in results:
+        agreed, memory = found["agreement"], found["memory"]
+        row: dict[str, Any] = {"algorithm": found["algorithm"].upper(), "loss": agreed["loss_value"]}
+        row |= {f"difference, {name}": agreed[name] for name in ("loss", "gradient", "advantages", "rewards")}
+        row |= {"tokens sampled, TRL / Plaudit": found["tokens"]["trl"] / found["tokens"]["plaudit"]}
+        row |= {f"{name} GiB at its peak": memory[name]["memory_peak"] / 2**30 for name in ("trl", "plaudit")}
+        shown.append(row)
     return shown
 
 

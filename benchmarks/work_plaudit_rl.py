@@ -17,25 +17,37 @@ from plaudit.rollout.generate import GenerationResult
 from plaudit.training import align
 
 
-def main(folder: Path, algorithm: str) -> None:
-    """Train once through all iterations of the folder."""
+def align_config(folder: Path, algorithm: str) -> AlignConfig:
+    """The run that a prepared folder asks for; RLOO with TRL's clip, so that the two have the same loss."""
     settings = json.loads((folder / "settings.json").read_text())
-    config = AlignConfig.model_validate(
+    clip = {"surrogate": "clip"} if algorithm == "rloo" else {}
+    return AlignConfig.model_validate(
         {
             "model": {"backbone": str(folder / "model"), "template": "raw"},
-            "algorithm": {"name": algorithm, "kl_coefficient": settings["kl_coefficient"]},
+            "algorithm": {"name": algorithm, "kl_coefficient": settings["kl_coefficient"], **clip},
             "missing_end_penalty": 0.0,
             "prompts_per_iteration": settings["prompts"],
             "samples_per_prompt": settings["samples"],
             "iterations": settings["iterations"],
             "sampling": {"max_new_tokens": settings["new_tokens"]},
-            "optimizer": {"learning_rate": settings["learning_rate"], "weight_decay": 0.0, "schedule": "constant"},
+            "optimizer": {
+                "learning_rate": settings["learning_rate"],
+                "weight_decay": 0.0,
+                "schedule": "constant",
+                "warmup": 0,
+                "max_gradient_norm": 1e6,
+            },
             "save_every": None,
             "output": folder / f"plaudit-{algorithm}",
             "overwrite": True,
             "quiet": True,
         }
     )
+
+
+def main(folder: Path, algorithm: str) -> None:
+    """Train once through all iterations of the folder."""
+    settings, config = json.loads((folder / "settings.json").read_text()), align_config(folder, algorithm)
     phases = Phases()
     sample = text_rollout.sample_answers
 
