@@ -3,7 +3,7 @@
 #   make test      the tests, at reduced size (minutes)
 #   make test-all  every test at full size
 #   make check     formatting, lint, types, architecture
-#   make bench     all benchmarks (an hour of one core), and their tables into docs/benchmarks.md
+#   make bench     all benchmarks (an hour and a half of one core), and their tables into docs/benchmarks.md
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
 #   make docs      the manual, into site/
@@ -52,6 +52,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/generation.py --clock processor
+	$(BIN)/python benchmarks/against_trl_rl.py
 	$(BIN)/python benchmarks/threads.py --competitors 1
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/quick.py --record

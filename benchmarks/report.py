@@ -13,7 +13,9 @@ from typing import Any
 
 import against_limit
 import against_trl
+import against_trl_rl
 import compiled
+import generation
 import gpu
 import growth
 import quick
@@ -60,6 +62,15 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
     "against the limit on a gpu": (("gpu",), lambda results: table(against_limit.rows(results, gpu.GOAL))),
     "growth": (files("growth", growth.SWEEPS), growth_tables),
     "scoring": (files("scoring", scoring.SETS), lambda results: table(scoring.rows(results))),
+    "generation": (files("generation", generation.CELLS), lambda results: table(generation.rows(results))),
+    "against trl rl": (
+        files("against_trl_rl", against_trl_rl.ALGORITHMS),
+        lambda results: table(against_trl_rl.rows(results)),
+    ),
+    "agreement rl": (
+        files("against_trl_rl", against_trl_rl.ALGORITHMS),
+        lambda results: table(against_trl_rl.agreement_rows(results)),
+    ),
     "threads": (files("threads", "012"), lambda results: table(threads.rows(results))),
     "quick": (("quick",), lambda results: table(quick.rows(results))),
 }

@@ -4,13 +4,16 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from plaudit.cli.app import main
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.records import Message
+from plaudit.evaluation.policy_answers import read_answers
 from plaudit.rollout.engine import InProcessEngine
 from plaudit.rollout.remote import CompletionClient, RemoteAnswer
 from tests.rollout.language_models import random_prompts, tiny_lm
@@ -97,6 +100,29 @@ def test_text_and_servers_without_n(server: Server) -> None:
     assert all("n" not in request and request["temperature"] == 0.0 for request in server.requests)
     with pytest.raises(ValueError, match="chat"):
         client.generate([(Message("user", "a"),)])
+
+
+def test_plaudit_generate_collects_from_a_server_what_evaluate_reads(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    rows = [{"id": 1, "prompt": "why"}, {"prompt": [{"role": "user", "content": "hello"}]}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["generate", "m", "--server", server.url, "--samples", "2", "--seed", "7"]
+    main([*words, "--input", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "answers.jsonl")])
+    found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    wanted = [{"completions": [f"{asked} 7", f"{asked} 8"], "finished": [True, False]} for asked in ("why", "hello")]
+    assert found == [row | answer for row, answer in zip(rows, wanted, strict=True)]
+    assert {request["key"] for request in server.requests} == {"Bearer secret"}
+    answers = read_answers(tmp_path / "answers.jsonl", ["why"])
+    assert answers.completions == [["why 7", "why 8"]]
+
+    main([*words, "--endpoint", "text", "--one-answer-a-request", "--prompt", "so"])
+    assert capsys.readouterr().out == "so 7\nso 8\n"
+    assert all("n" not in request for request in server.requests[-2:])
+    with pytest.raises(SystemExit):
+        main([*words, "--prompt", "so", "--logprobs"])
+    assert "--logprobs" in capsys.readouterr().err
 
 
 def test_what_may_pass_is_tried_again_and_what_may_not_is_said(server: Server) -> None:

@@ -1,7 +1,10 @@
 """`plaudit generate`: answers of a language model to prompts."""
 
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +28,9 @@ def generate(
     stop: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     seed: int = 0,
     logprobs: bool = False,
+    server: str | None = None,
+    endpoint: Literal["chat", "text"] = "chat",
+    one_answer_a_request: bool = False,
     device: str = "auto",
     dtype: str = "float32",
     trust_remote_code: bool = False,
@@ -66,6 +72,13 @@ def generate(
         Seed of the draws.
     logprobs
         Also write the log-probability of each answer.
+    server
+        Ask a server that speaks the OpenAI protocol, `http://localhost:8000/v1`; MODEL is the name by which it serves
+        the model. A key is read from OPENAI_API_KEY.
+    endpoint
+        The server's `chat/completions`, whose own template renders a prompt, or its `completions` for plain `text`.
+    one_answer_a_request
+        For servers that take no `n`: every answer is a request with a seed of its own.
     device
         `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
     dtype
@@ -94,23 +107,50 @@ def generate(
         stop_strings=stop,
         seed=seed,
     )
-    from plaudit.cli.chat import open_language_model
-    from plaudit.models.styles import StyleHeads
-    from plaudit.rollout.answering import answer_rows, read_prompts
+    options: dict[str, Any] = {"samples_per_prompt": samples, "sampling": sampling}
+    if server is not None:
+        if logprobs:
+            raise ValueError("--logprobs: a server's are not of the tokens that Plaudit would score; leave it out")
+        answer = _by_server(server, model, endpoint=endpoint, several=not one_answer_a_request, options=options)
+    else:
+        options["logprobs"] = logprobs
+        answer = _by_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
+    from plaudit.rollout.answering import read_prompts
 
-    loaded = open_language_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = {"samples_per_prompt": samples, "sampling": sampling, "logprobs": logprobs}
-    if (styles := StyleHeads.beside(model)) is not None:
-        options["styles"] = styles.to(next(loaded.parameters()).device)
     if prompt is not None:
-        lines = (text for row in answer_rows(loaded, [{"prompt": prompt}], **options) for text in row["completions"])
+        lines = (text for row in answer([{"prompt": prompt}]) for text in row["completions"])
     else:
         source = input.open(encoding="utf-8") if input is not None else sys.stdin
         rows = read_prompts(source, str(input or "standard input"))
-        lines = (json.dumps(row, ensure_ascii=False) for row in answer_rows(loaded, rows, **options))
+        lines = (json.dumps(row, ensure_ascii=False) for row in answer(rows))
     target = output.open("w", encoding="utf-8") if output is not None else sys.stdout
     for line in lines:
         target.write(line + "\n")
         target.flush()
     if output is not None:
         target.close()
+
+
+Answer = Callable[[Any], Iterator[dict[str, Any]]]
+"""Rows with a prompt to rows with answers."""
+
+
+def _by_model(model: str, *, device: str, dtype: str, trust_remote_code: bool, options: dict[str, Any]) -> Answer:
+    from plaudit.cli.chat import open_language_model
+    from plaudit.models.styles import StyleHeads
+    from plaudit.rollout.answering import answer_rows
+
+    loaded = open_language_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if (styles := StyleHeads.beside(model)) is not None:
+        options["styles"] = styles.to(next(loaded.parameters()).device)
+    return partial(answer_rows, loaded, **options)
+
+
+def _by_server(
+    url: str, model: str, *, endpoint: Literal["chat", "text"], several: bool, options: dict[str, Any]
+) -> Answer:
+    from plaudit.rollout.remote import CompletionClient, server_rows
+
+    key = os.environ.get("OPENAI_API_KEY")
+    client = CompletionClient(url=url, model=model, endpoint=endpoint, several=several, api_key=key)
+    return partial(server_rows, client, **options)

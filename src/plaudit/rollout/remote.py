@@ -5,12 +5,14 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from plaudit.configs.generation import SamplingConfig
+from plaudit.data.fields import prompt_of
 from plaudit.data.records import Prompt
 from plaudit.data.templates import as_messages
 from plaudit.rewards.remote import PASSING, error_text
@@ -135,3 +137,32 @@ class CompletionClient:
                 # No connection, a time-out, an answer that broke off or is no JSON.
                 fault = str(error) or type(error).__name__
         raise ConnectionError(f"{url}: no answer after {self.attempts} attempts: {fault}")
+
+
+def server_rows(
+    client: CompletionClient,
+    rows: Iterable[dict[str, Any]],
+    *,
+    samples_per_prompt: int,
+    sampling: SamplingConfig,
+    window: int = 64,
+) -> Iterator[dict[str, Any]]:
+    """Answer rows in order, some at a time, as `plaudit.rollout.answering.answer_rows` does with a model.
+
+    Args:
+        client: the server.
+        rows: objects with a `prompt`.
+        samples_per_prompt: answers each.
+        sampling: how tokens are chosen.
+        window: prompts that are asked about before the next rows are read.
+
+    Returns:
+        The rows with `completions` and `finished`.
+    """
+    waiting = iter(rows)
+    while batch := list(islice(waiting, window)):
+        prompts = [prompt_of(row["prompt"]) for row in batch]
+        found = client.generate(prompts, samples_per_prompt=samples_per_prompt, sampling=sampling)
+        for row, answers in zip(batch, found, strict=True):
+            texts, finished = [answer.text.strip() for answer in answers], [answer.finished for answer in answers]
+            yield row | {"completions": texts, "finished": finished}
