@@ -23,11 +23,14 @@ from plaudit.evaluation.policy_statistics import (
     same_length_win_rate,
     win_tables,
 )
+from plaudit.evaluation.tilt import tilt_coefficients, tilt_kl, tilted_means
 from plaudit.rewards.base import Reward, Sample
 from plaudit.rewards.text import length
 
 BEST_OF_N = "best of n"
 """What the curve of the starting model's favourites is called among the runs."""
+TILT = "exact tilt"
+"""What the curve of the best policy at every divergence is called, estimated from the starting model's answers."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class FrontierPoint:
     """How far a model (or a best of n) is from the start and what that brought.
 
     Attributes:
-        run: `best of n`, or the policy's run.
-        label: `n = 4`, or the policy's name.
+        run: `best of n`, `exact tilt`, or the policy's run.
+        label: `n = 4`, `β = 0.5`, or the policy's name.
         kl: divergence from the starting model per answer, nats; for best of n its upper bound.
         values: mean reward by name.
         gains: reward minus that of the starting model by name.
@@ -100,7 +103,7 @@ class PolicyComparison:
     Attributes:
         start: the starting model.
         policies: those that are compared with it, in the order given.
-        points: best of n (from n = 1) and every policy whose divergence is known.
+        points: best of n (from n = 1), the tilt by the proxy, and every policy whose divergence is known.
         fits: by run and reward the curve through its points.
         proxy: name of the reward that chose and was optimised.
         gold: name of the reward that is really wanted, if there is one.
@@ -214,6 +217,7 @@ def compare_policies(
         differences = {key.removeprefix("difference/"): metrics.pop(key) for key in gaps}
         evaluations.append(PolicyEvaluation(name, metrics, differences, draws))
     points = _best_of_points(start, proxy, gold, clusters, options)
+    points += _tilt_points(start, proxy, gold, clusters, options)
     points += [point for evaluation in evaluations if (point := _policy_point(evaluation, start.rewards)) is not None]
     return PolicyComparison(
         start=PolicyEvaluation(start_name, own_estimates, {}, own_draws),
@@ -252,10 +256,10 @@ def _best_of_points(
     start: Scored, proxy: str | None, gold: str | None, clusters: Clusters, options: CompareOptions
 ) -> list[FrontierPoint]:
     """The starting model's favourites of 1, 2, 4, … answers by the proxy, measured by the proxy and by gold."""
-    if proxy is None or options.best_of < 1:
+    tables = _choice_tables(start, proxy, gold, options)
+    if proxy is None or not tables:
         return []
-    names = [proxy] if gold in (None, proxy) else [str(gold), proxy]
-    tables = dict(zip(names, joint([start.rewards[name] for name in names]), strict=True))
+    names = list(tables)
     largest = int(np.max((~np.isnan(tables[proxy])).sum(1), initial=0))
     found: dict[str, Statistic] = {}
     sizes = best_of_n_sizes(min(options.best_of, largest))
@@ -281,6 +285,49 @@ def _best_of_points(
     return points
 
 
+def _choice_tables(
+    start: Scored, proxy: str | None, gold: str | None, options: CompareOptions
+) -> dict[str, FloatArray]:
+    """Gold and proxy of the starting model's answers, `[P, N]` by name; nothing where no curve is to be drawn."""
+    if proxy is None or options.best_of < 1:
+        return {}
+    names = [proxy] if gold in (None, proxy) else [str(gold), proxy]
+    return dict(zip(names, joint([start.rewards[name] for name in names]), strict=True))
+
+
+def _tilt_points(
+    start: Scored, proxy: str | None, gold: str | None, clusters: Clusters, options: CompareOptions
+) -> list[FrontierPoint]:
+    """The tilt of the starting model by the proxy at growing divergences, as far as its answers reach."""
+    tables = _choice_tables(start, proxy, gold, options)
+    if proxy is None or not tables:
+        return []
+    found: dict[str, Statistic] = {}
+    coefficients = list(tilt_coefficients(tables[proxy]).values())
+    means = {
+        name: np.nanmean(np.where(np.isnan(table).all(1, keepdims=True), 0.0, table), axis=1)
+        for name, table in tables.items()
+    }
+    for place, coefficient in enumerate(coefficients):
+        found[f"kl/{place}"] = prompt_mean(tilt_kl(tables[proxy], coefficient), clusters)
+        for name, table in tables.items():
+            tilted = tilted_means(tables[proxy], table, coefficient)
+            found[f"value/{place}/{name}"] = prompt_mean(tilted, clusters)
+            found[f"gain/{place}/{name}"] = prompt_mean(tilted - means[name], clusters)
+    measured, draws = _estimate(found, clusters, options)
+    return [
+        FrontierPoint(
+            run=TILT,
+            label=f"β = {coefficient:.3g}",
+            kl=measured[f"kl/{place}"],
+            values={name: measured[f"value/{place}/{name}"] for name in tables},
+            gains={name: measured[f"gain/{place}/{name}"] for name in tables},
+            draws={"kl": draws[f"kl/{place}"]} | {name: draws[f"gain/{place}/{name}"] for name in tables},
+        )
+        for place, coefficient in enumerate(coefficients)
+    ]
+
+
 def _policy_point(evaluation: PolicyEvaluation, rewards: Mapping[str, FloatArray]) -> FrontierPoint | None:
     if "kl" not in evaluation.metrics:
         return None
@@ -301,6 +348,8 @@ def _fits(
     """The published curve through the points of every run, for every reward that its points have."""
     fits: dict[tuple[str, str], CurveFit] = {}
     for run in dict.fromkeys(point.run for point in points):
+        if run == TILT:
+            continue
         own = [point for point in points if point.run == run]
         kind: CurveKind = "best_of_n" if run == BEST_OF_N else "reinforcement"
         for name in rewards:

@@ -10,7 +10,7 @@ from plaudit.data.pages import COLOURS, GRID, INK, new_figure
 from plaudit.evaluation.metrics import FloatArray
 from plaudit.evaluation.overoptimisation import curve, distance_of
 from plaudit.evaluation.plots import Plot, colour, error_bar, legend
-from plaudit.evaluation.policy_compare import BEST_OF_N, FrontierPoint, PolicyComparison, Scored
+from plaudit.evaluation.policy_compare import BEST_OF_N, TILT, FrontierPoint, PolicyComparison, Scored
 from plaudit.rewards.text import length
 
 START_COLOUR = GRID
@@ -69,12 +69,13 @@ def frontier_plot(comparison: PolicyComparison) -> Plot:
     shown = list(dict.fromkeys(name for name in (comparison.gold, comparison.proxy) if name))
     figure, panels = new_figure(9.2 if len(shown) == 2 else 6.4, 4.2, columns=len(shown))
     runs = list(dict.fromkeys(point.run for point in comparison.points))
+    policies = [each for each in runs if each not in (BEST_OF_N, TILT)]
     rows: list[tuple[Any, ...]] = []
     for axes, reward in zip(panels, shown, strict=True):
         axes.axhline(0, color=GRID, linewidth=1)
         for run in runs:
             points = [point for point in comparison.points if point.run == run and reward in point.gains]
-            shade = START_COLOUR if run == BEST_OF_N else colour(runs.index(run) - int(BEST_OF_N in runs))
+            shade = {BEST_OF_N: START_COLOUR, TILT: INK}.get(run) or colour(policies.index(run))
             _draw_run(axes, comparison, run, reward, points, shade)
             rows.extend(_frontier_row(point, reward) for point in points)
         axes.set_xlabel("√KL from the starting model, √nats")
@@ -83,10 +84,16 @@ def frontier_plot(comparison: PolicyComparison) -> Plot:
         axes.set_title(role if len(shown) == 2 else "", loc="left")
         legend(axes, len(runs) + 1)
     fitted = " Lines are the published curves (Gao et al. 2022)." if comparison.fits else ""
+    tilted = (
+        " The exact tilt, π_ref exp(r/β), gains the most proxy that any policy can at its distance; it is estimated "
+        "from the starting model's answers, as far as these reach."
+        if TILT in runs
+        else ""
+    )
     return Plot(
         "frontier",
         "What is gained at which distance. Gold that falls while the proxy rises is over-optimisation; best of n "
-        f"stands at the upper bound of its divergence, log n − (n−1)/n.{fitted}",
+        f"stands at the upper bound of its divergence, log n − (n−1)/n.{tilted}{fitted}",
         figure,
         ("run", "point", "kl", "kl_low", "kl_high", "distance", "reward", "gain", "low", "high"),
         rows,
@@ -96,7 +103,13 @@ def frontier_plot(comparison: PolicyComparison) -> Plot:
 def _draw_run(
     axes: Axes, comparison: PolicyComparison, run: str, reward: str, points: Sequence[FrontierPoint], shade: str
 ) -> None:
+    if not points:
+        return
     distance = np.array([point.distance for point in points])
+    if run == TILT:
+        reached = [point.gains[reward].value for point in points]
+        axes.plot([0, *distance], [0, *reached], color=shade, linewidth=1, linestyle=":", marker=".", label=run)
+        return
     gains = [point.gains[reward] for point in points]
     values = np.array([gain.value for gain in gains])
     spread = [np.array([getattr(gain, end) for gain in gains]) for end in ("low", "high")]

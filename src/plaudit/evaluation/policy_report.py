@@ -14,7 +14,7 @@ from plaudit.data.native import prompt_to_json
 from plaudit.data.pages import Section, csv_text, page
 from plaudit.data.records import PromptRecord
 from plaudit.evaluation.plots import Plot, write_plots
-from plaudit.evaluation.policy_compare import BEST_OF_N, PolicyComparison, PolicyEvaluation, Scored
+from plaudit.evaluation.policy_compare import BEST_OF_N, TILT, PolicyComparison, PolicyEvaluation, Scored
 from plaudit.evaluation.policy_plots import draw_plots
 from plaudit.evaluation.policy_sections import (
     SideBySide,
@@ -229,7 +229,7 @@ def summary_text(report: PolicyReport) -> str:
     text.insert(1, "  ".join("-" * width for width in widths))
     for point in report.comparison.points:
         gains = ", ".join(f"{name} {number(value.value, signed=True)}" for name, value in point.gains.items())
-        where = f"{point.run}, {point.label}" if point.run == BEST_OF_N else point.label
+        where = f"{point.run}, {point.label}" if point.run in (BEST_OF_N, TILT) else point.label
         text.append(f"{where}: KL {number(point.kl.value)}, {gains}")
     text.extend(report.notes)
     text.extend(verdict(policy, report.comparison, report.confidence) for policy in report.comparison.policies)
