@@ -4,7 +4,7 @@
 the same divergence, so its curve over β is the frontier that runs and best of n are seen against. With N answers
 `y_i ~ π_ref` to a prompt its expectations are weighted means, `w_i ∝ exp(r_i/β)`: self-normalised importance sampling.
 Finite N biases both down: under a Gaussian reward the estimated points lie 6 to 9 % below the true frontier with N = 16
-and 2 to 4 % with 32, up to one nat (`tests/evaluation/test_tilt.py`).
+and 2 to 5 % with 32, up to one nat (`tests/evaluation/test_tilt.py`).
 """
 
 from collections.abc import Sequence
