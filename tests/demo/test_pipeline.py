@@ -14,6 +14,7 @@ from plaudit.configs.demo import DemoConfig
 from plaudit.data.io import read_comparisons
 from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, main, num_heads
 from plaudit.demo.report import closing_lines
+from plaudit.evaluation.policy_compare import TILT
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.run import Run
 
@@ -104,10 +105,12 @@ def test_half_of_the_ranked_replies_are_the_models_own(run: DemoRun) -> None:
     assert [record.prompt for record in run.train] == run.world.comparison_prompts(40)
 
 
-def test_the_frontier_holds_the_way_of_the_policy_and_best_of_n(run: DemoRun) -> None:
+def test_the_frontier_holds_the_way_of_the_policy_best_of_n_and_the_tilt(run: DemoRun) -> None:
     assert run.comparison is not None
-    labels = [point.label for point in run.comparison.comparison.points]
+    points = run.comparison.comparison.points
+    labels = [point.label for point in points if point.run != TILT]
     assert labels == ["n = 1", "n = 2", "n = 4", "n = 8", "n = 16", "PPO/3", "PPO/1", "PPO/2"]
+    assert [round(point.kl.value, 3) for point in points if point.run == TILT][:3] == [0.1, 0.25, 0.5]
     assert run.file("frontier.png").stat().st_size > 5_000
     summary = json.loads(run.file("summary.json").read_text())
     assert summary["gold_reward"]["after"] == run.comparison.policies["PPO/3"].metrics["reward/gold"].value
