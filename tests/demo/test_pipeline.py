@@ -19,6 +19,7 @@ from plaudit.models.reward_model import RewardModel
 from plaudit.training.run import Run
 
 SMALL = {
+    "letter_book": 200,
     "demonstrations": 60,
     "rankings": 40,
     "test_rankings": 20,
