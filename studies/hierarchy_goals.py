@@ -47,7 +47,7 @@ SHARED: dict[str, Any] = {
     "entropy_coefficient": 0.001,
     "whiten_advantages": False,
     "learning_rate": 3e-3,
-    "worker_discount": 0.99,
+    "discount": 0.99,
     "manager_discount": 0.99,
 }
 """The same for all; the discount of A2C is that of both levels."""
@@ -78,8 +78,8 @@ class RecurrentA2C:
             trajectory.continues,
             trajectory.truncated,
             mask,
-            discount=config.worker_discount,
-            return_lambda=config.return_lambda,
+            discount=config.discount,
+            return_lambda=config.gae_lambda,
         )
         evaluation = evaluation_of(outputs, trajectory.actions)
         advantages = returns - evaluation.values.detach()

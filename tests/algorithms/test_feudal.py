@@ -82,7 +82,7 @@ def test_the_manager_s_gradient_is_that_of_finite_differences_through_its_lstm()
         trajectory.truncated,
         trajectory.mask,
         discount=agent.config.manager_discount,
-        return_lambda=agent.config.return_lambda,
+        return_lambda=agent.config.gae_lambda,
     )
     advantages = returns - outputs.manager_values
 

@@ -11,6 +11,7 @@ from plaudit.configs.generation import SamplingConfig
 from plaudit.data.packing import pack_groups
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.policy import LanguagePolicy, ReferencePolicy
+from plaudit.models.steering import steering_beside
 from plaudit.models.styles import StyleHeads, sentence_end_tokens
 from plaudit.rollout.generate import generate
 from plaudit.training import align
@@ -39,7 +40,8 @@ def shaken(model: CausalLM, *, num_options: int = 2, seed: int = 0) -> StyleHead
 def test_answers_have_the_probability_of_all_their_style_sequences(name: str) -> None:
     model, batch, temperature = tiny_lm(name), random_batch(SHAPES), 0.7
     styles = shaken(model)
-    found = LanguagePolicy(model, styles=styles).evaluate(batch, temperature)
+    model.steering = styles
+    found = LanguagePolicy(model).evaluate(batch, temperature)
     weight, bias, softcap = model.head
     layout = batch.layout
     for row, text in enumerate(texts_of(batch)):
@@ -67,20 +69,18 @@ def test_answers_have_the_probability_of_all_their_style_sequences(name: str) ->
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_decoding_draws_what_the_training_forward_evaluates(temperature: float) -> None:
     model = tiny_lm()
-    styles = shaken(model, num_options=3)
     sampling = SamplingConfig(max_new_tokens=9, temperature=temperature)
-    found = generate(
-        model, model.tokenizer, random_prompts((4, 7)), samples_per_prompt=6, sampling=sampling, styles=styles
-    )
+    plain = generate(model, model.tokenizer, random_prompts((4, 7)), samples_per_prompt=6, sampling=sampling)
+    model.steering = shaken(model, num_options=3)
+    found = generate(model, model.tokenizer, random_prompts((4, 7)), samples_per_prompt=6, sampling=sampling)
     assert len({len(ids) for ids in found.token_ids}) > 1  # rows leave, the others keep their beliefs
-    output = LanguagePolicy(model, styles=styles).evaluate(pack_groups(found.groups(), causal=True), temperature)
+    output = LanguagePolicy(model).evaluate(pack_groups(found.groups(), causal=True), temperature)
     wanted = torch.tensor([value for answer in found.logprobs for value in answer])
     torch.testing.assert_close(output.logprobs, wanted, atol=3e-5, rtol=0)
-    plain = generate(model, model.tokenizer, random_prompts((4, 7)), samples_per_prompt=6, sampling=sampling)
     assert plain.token_ids != found.token_ids
     beams = SamplingConfig(method="beam", num_beams=2, max_new_tokens=3)
     with pytest.raises(ValueError, match="beams"):
-        generate(model, model.tokenizer, random_prompts((4,)), sampling=beams, styles=styles)
+        generate(model, model.tokenizer, random_prompts((4,)), sampling=beams)
 
 
 def test_styles_that_are_alike_are_the_plain_model() -> None:
@@ -88,17 +88,19 @@ def test_styles_that_are_alike_are_the_plain_model() -> None:
     styles = shaken(model)
     with torch.no_grad():
         styles.vectors.zero_()
-    styled, plain = LanguagePolicy(model, styles=styles).evaluate(batch), LanguagePolicy(model).evaluate(batch)
+    reference = ReferencePolicy(model).logprobs(batch)
+    plain = LanguagePolicy(model).evaluate(batch)
+    model.steering = styles
+    styled = LanguagePolicy(model).evaluate(batch)
     torch.testing.assert_close(styled.logprobs, plain.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(styled.entropy, plain.entropy, atol=1e-5, rtol=0)
-    reference = ReferencePolicy(model).logprobs(batch)
     torch.testing.assert_close(reference, plain.logprobs, atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_every_part_and_usage_is_kept(tmp_path: Path) -> None:
     model, batch = tiny_lm(), random_batch(SHAPES)
-    styles = shaken(model)
-    LanguagePolicy(model, styles=styles).evaluate(batch).logprobs.sum().backward()
+    model.steering = styles = shaken(model)
+    LanguagePolicy(model).evaluate(batch).logprobs.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in styles.parameters())
     metrics = styles.metrics()
     assert metrics["options/share_0"] + metrics["options/share_1"] == pytest.approx(1, abs=1e-5)
@@ -150,13 +152,11 @@ def test_alignment_with_styles_climbs_and_saves_them(tmp_path: Path) -> None:
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward/mean" in line]
     assert lines[-1]["reward/mean"] > lines[0]["reward/mean"] + 0.5
     assert 0 < lines[-1]["options/usage_entropy"] <= 1.0001
-    saved = StyleHeads.beside(tmp_path / "run" / "model")
-    assert saved is not None
-    assert saved.num_options == 2
-    assert StyleHeads.beside("a-name-of-the-hub") is None
-
-
-def test_workers_that_know_no_styles_are_refused() -> None:
-    values = {"model": {"backbone": "x"}, "reward": "length", "data": ["x"], "asynchronous": {}}
-    with pytest.raises(ValueError, match="without styles"):
-        AlignConfig.model_validate(values | {"algorithm": {"name": "option_critic"}})
+    saved = CausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert isinstance(saved.steering, StyleHeads)
+    assert saved.steering.num_options == 2
+    assert steering_beside("a-name-of-the-hub") is None
+    # Saved over by a model without styles, the folder holds none.
+    saved.steering = None
+    saved.save_pretrained(tmp_path / "run" / "model")
+    assert CausalLM.from_pretrained(tmp_path / "run" / "model").steering is None

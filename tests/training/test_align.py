@@ -99,6 +99,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "shared critic": {"critic": "shared", "algorithm": {"name": "a2c"}},
     "lora": {"lora": True, "algorithm": {"name": "rloo"}},
     "acer": {"algorithm": {"name": "acer", "replay_ratio": 1.5, "buffer_size": 16, "behaviour_tokens": 8}},
+    "feudal": {"algorithm": {"name": "feudal", "horizon": 2, "surrogate": "clip", "epochs": 2, "minibatches": 2}},
     "styles": {
         "algorithm": {"name": "option_critic", "baseline": "value", "num_options": 2, "sentence_ends": ["good"]}
     },

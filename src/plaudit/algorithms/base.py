@@ -1,6 +1,6 @@
 """What every algorithm offers, and the experience that it has prepared for its steps."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ class Prepared:
         advantages: `[B, T]`, 0 where nothing counts. With the view `answer` they stand at each row's first step.
         returns: `[B, T]`, what a critic learns to predict; with the view `answer`, at each row's first step.
         metrics: what is known before the first step.
+        columns: `[B, ...]` each, by name, what else the steps of an algorithm read.
         evaluation: what the policy says of all rows before the first step, with gradients, where that is known: a batch
             that one step takes in one pass needs no second one. Not part of `state`.
     """
@@ -27,12 +28,15 @@ class Prepared:
     advantages: Tensor
     returns: Tensor
     metrics: dict[str, float]
+    columns: dict[str, Tensor] = field(default_factory=dict)
     evaluation: Evaluation | None = None
 
     def to(self, device: torch.device | str) -> "Prepared":
         """The same on `device`."""
         moved = self.trajectory.to(device)
-        return replace(self, trajectory=moved, advantages=self.advantages.to(device), returns=self.returns.to(device))
+        columns = {name: tensor.to(device) for name, tensor in self.columns.items()}
+        advantages, returns = self.advantages.to(device), self.returns.to(device)
+        return replace(self, trajectory=moved, advantages=advantages, returns=returns, columns=columns)
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers alone, for a checkpoint in the middle of a batch."""
@@ -41,6 +45,7 @@ class Prepared:
             "advantages": self.advantages,
             "returns": self.returns,
             "metrics": dict(self.metrics),
+            "columns": dict(self.columns),
         }
 
     @classmethod
@@ -51,6 +56,7 @@ class Prepared:
             advantages=state["advantages"],
             returns=state["returns"],
             metrics=dict(state["metrics"]),
+            columns=dict(state.get("columns", {})),
         )
 
 

@@ -6,12 +6,14 @@ import torch
 
 from plaudit.algorithms.acer_text import AcerText
 from plaudit.algorithms.base import Algorithm
+from plaudit.algorithms.feudal_text import FeudalText
 from plaudit.algorithms.soft_q import SoftQ
 from plaudit.algorithms.updating import PolicyGradient
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
+from plaudit.configs.feudal import FeudalTextConfig
 from plaudit.configs.option_critic import StyledConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import SoftQConfig
@@ -23,6 +25,7 @@ ALGORITHMS: Mapping[type[Config], Callable[..., Algorithm]] = {
     AcerTextConfig: AcerText,
     SoftQConfig: SoftQ,
     StyledConfig: PolicyGradient,
+    FeudalTextConfig: FeudalText,
 }
 """What each configuration makes: `Class(config, policy, optimizer, *, max_gradient_norm, total_updates)`."""
 

@@ -133,7 +133,7 @@ def feudal_losses(
         following.manager_values,
         *breaks,
         discount=config.manager_discount,
-        return_lambda=config.return_lambda,
+        return_lambda=config.gae_lambda,
     )
     transitions = horizon_transitions(outputs.states.detach(), arrivals, ends, horizon=config.horizon)
     advantages = returns - outputs.manager_values.detach()
@@ -150,8 +150,8 @@ def feudal_losses(
         trajectory.rewards + config.intrinsic_weight * intrinsic,
         following.values,
         *breaks,
-        discount=config.worker_discount,
-        return_lambda=config.return_lambda,
+        discount=config.discount,
+        return_lambda=config.gae_lambda,
     )
     evaluation = evaluation_of(outputs, trajectory.actions)
     advantages = worker_returns - evaluation.values.detach()

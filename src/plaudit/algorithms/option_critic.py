@@ -131,7 +131,7 @@ def option_critic_loss(
         trajectory.truncated,
         mask,
         discount=config.discount,
-        return_lambda=config.return_lambda,
+        return_lambda=config.gae_lambda,
     )
     advantages = returns - evaluation.values.detach()
     policy_loss, _ = policy_gradient_loss(evaluation.logprobs, advantages, mask, reduction="per_token")

@@ -137,12 +137,9 @@ Answer = Callable[[Any], Iterator[dict[str, Any]]]
 
 def _by_model(model: str, *, device: str, dtype: str, trust_remote_code: bool, options: dict[str, Any]) -> Answer:
     from plaudit.cli.chat import open_language_model
-    from plaudit.models.styles import StyleHeads
     from plaudit.rollout.answering import answer_rows
 
     loaded = open_language_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    if (styles := StyleHeads.beside(model)) is not None:
-        options["styles"] = styles.to(next(loaded.parameters()).device)
     return partial(answer_rows, loaded, **options)
 
 

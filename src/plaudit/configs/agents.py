@@ -11,7 +11,7 @@ from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.acer import AcerConfig, AcerTextConfig
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.dyna import DynaConfig
-from plaudit.configs.feudal import FeudalConfig
+from plaudit.configs.feudal import FeudalConfig, FeudalTextConfig
 from plaudit.configs.option_critic import OptionCriticConfig, StyledConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig, SoftQConfig
@@ -30,6 +30,8 @@ AgentConfig = Annotated[
 ]
 """What learns in environments; `plaudit.algorithms.agents` makes it."""
 
-AlignAlgorithm = Annotated[AlgorithmConfig | AcerTextConfig | SoftQConfig | StyledConfig, Field(discriminator="name")]
+AlignAlgorithm = Annotated[
+    AlgorithmConfig | AcerTextConfig | SoftQConfig | StyledConfig | FeudalTextConfig, Field(discriminator="name")
+]
 """What improves a language model in `plaudit align`; `plaudit.algorithms.build` makes it. A member has the properties
 of `AlgorithmConfig` that `AlignConfig` reads: `needs_critic`, `needs_groups`, `passes`, `least_prompts`."""

@@ -10,7 +10,6 @@ from plaudit.configs.agents import AlignAlgorithm
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 from plaudit.configs.generation import SamplingConfig
-from plaudit.configs.option_critic import StyledConfig
 from plaudit.configs.q_learning import SoftQConfig
 from plaudit.configs.refresh import RefreshConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
@@ -99,7 +98,8 @@ class AlignConfig(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-5, weight_decay=0.0, epsilon=1e-5, schedule="linear", warmup=0.0
     )
-    """Optimizer; its schedule runs over the iterations. `head_learning_rate` is the critic head's."""
+    """Optimizer; its schedule runs over the iterations. `head_learning_rate` is that of what starts afresh: the
+    critic's head, styles, a manager."""
     guards: GuardsConfig = GuardsConfig()
     """Warnings in plain words, and what stops the run."""
 
@@ -199,10 +199,6 @@ class AlignConfig(RunConfig):
             raise ValueError(
                 f"asynchronous: algorithm {algorithm.name} needs the whole distributions that answers were drawn from, "
                 "which workers do not send; it reuses answers by itself"
-            )
-        if isinstance(algorithm, StyledConfig):
-            raise ValueError(
-                "asynchronous: workers answer without styles, so option_critic cannot learn from their answers"
             )
         if self.asynchronous.max_staleness and algorithm.importance_cap is None:
             raise ValueError(

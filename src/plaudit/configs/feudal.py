@@ -1,9 +1,10 @@
-"""Options of the feudal network."""
+"""Options of feudal networks: in environments, and over the states of a language model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
 
 
@@ -18,12 +19,12 @@ class FeudalConfig(Config):
     """r, how many cores of the manager's LSTM take turns; `horizon` if not given, 1 for a plain LSTM."""
     intrinsic_weight: float = Field(default=0.5, ge=0)
     """α, what following the manager's goals is worth beside the reward; 0 leaves the worker the reward alone."""
+    discount: float = Field(default=0.95, gt=0, le=1)
+    """γ of the worker, who may be short-sighted because the manager is not."""
     manager_discount: float = Field(default=0.99, gt=0, le=1)
     """γ of the manager, who looks far ahead."""
-    worker_discount: float = Field(default=0.95, gt=0, le=1)
-    """γ of the worker, who may be short-sighted because the manager is not."""
-    return_lambda: float = Field(default=0.95, ge=0, le=1)
-    """λ of both returns: 1 sums rewards to the end of the data, 0 looks one step ahead."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of the returns of both levels: 1 sums rewards to the end of the data, 0 looks one step ahead."""
     manager_coefficient: float = Field(default=1.0, ge=0)
     """Weight of the manager's loss of directions."""
     value_coefficient: float = Field(default=0.5, ge=0)
@@ -49,3 +50,29 @@ class FeudalConfig(Config):
     """`linear` lets the rate fall to 0 over the run."""
     max_gradient_norm: float | None = Field(default=0.5, gt=0)
     """Gradients are scaled down to this joint norm; None leaves them."""
+
+
+class FeudalTextConfig(AlgorithmConfig):
+    """Feudal network on text: a manager reads the language model's states every c tokens, the language model is paid
+    for going where it points.
+
+    The policy-gradient family's options are the worker's, `discount` among them.
+    """
+
+    name: Literal["feudal"] = "feudal"  # type: ignore[assignment]  # no name of the family
+    """`feudal`."""
+    horizon: int = Field(default=8, gt=0)
+    """c, tokens for which a goal is in force."""
+    intrinsic_weight: float = Field(default=0.1, ge=0)
+    """α, what a token in the manager's direction is worth, divided by c, beside the scaled reward. Above 0 the optimum
+    is no longer that of the reward alone."""
+    manager_discount: float = Field(default=1.0, gt=0, le=1)
+    """γ of the manager, for each of its own steps of c tokens."""
+    manager_value_coefficient: float = Field(default=0.5, ge=0)
+    """Weight of the squared error of the manager's value beside its loss of directions."""
+    manager_size: int = Field(default=32, gt=0)
+    """D, dimensions of the manager's latent states and goals."""
+
+    def stands_for(self) -> dict[str, Any]:
+        """An advantage actor-critic."""
+        return {"baseline": "value", "gae_lambda": 0.95, "reduction": "per_token"}

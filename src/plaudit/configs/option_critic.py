@@ -17,7 +17,7 @@ class OptionCriticConfig(Config):
     """W, how many options there are. 1 is an actor-critic without options."""
     discount: float = Field(default=0.99, gt=0, le=1)
     """γ, by which a reward counts less for each step that it lies ahead."""
-    return_lambda: float = Field(default=0.95, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """λ of the returns: 1 sums rewards to the end of the data, 0 looks one step ahead."""
     exploration: float = Field(default=0.1, ge=0, le=1)
     """ε at the end of the run, the probability that the policy over options picks at random; it falls from 1 over

@@ -23,9 +23,12 @@ from plaudit.models.backbone import (
     set_dropout,
 )
 from plaudit.models.checkpointing import disable_checkpointing, enable_checkpointing
+from plaudit.models.goals import GoalHeads
 from plaudit.models.probe import choose_path, probe_batch
 from plaudit.models.quiet import quiet_loading
 from plaudit.models.states import packed_states, padded_states, unwrap
+from plaudit.models.steering import save_steering, steering_beside
+from plaudit.models.styles import StyleHeads
 
 
 class CausalLM(nn.Module):
@@ -37,7 +40,11 @@ class CausalLM(nn.Module):
         packed: whether forwards are packed; otherwise padded rows with the same numbers.
         max_length: most tokens of a text.
         backbone_name: where the weights came from; None for random weights.
+        steering: what bends its words between states and vocabulary head, or None. Whatever samples from the model
+            or evaluates it as a policy does so with it; the transformers model inside knows nothing of it.
     """
+
+    steering: StyleHeads | GoalHeads | None
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class CausalLM(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.backbone_name = backbone_name
+        self.steering = None
         plain: Any = unwrap(model)
         if not is_causal(plain.config):
             raise ValueError(f"{type(plain).__name__} is an encoder; a causal language model is needed")
@@ -118,13 +126,15 @@ class CausalLM(nn.Module):
         max_length: int | None = None,
         trust_remote_code: bool = False,
     ) -> "CausalLM":
-        """Open a folder or hub name; on the CPU, in evaluation mode."""
+        """Open a folder or hub name, with what steers it where a folder has that; on the CPU, in evaluation mode."""
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         with quiet_loading():
             model = _load(name, dtype, 0.0, trust_remote_code)
-        return cls(
+        found = cls(
             model, tokenizer, attn_implementation=attn_implementation, max_length=max_length, backbone_name=str(name)
-        ).eval()
+        )
+        found.steering = steering_beside(name)
+        return found.eval()
 
     @property
     def base(self) -> nn.Module:
@@ -188,7 +198,10 @@ class CausalLM(nn.Module):
         disable_checkpointing(self.model)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save model and tokenizer as a plain transformers folder; adapters are merged into the saved weights."""
+        """Save model and tokenizer as a plain transformers folder; adapters are merged into the saved weights.
+
+        What steers the model lies beside it, in files that transformers does not read.
+        """
         folder = Path(folder)
         model: Any = self.model
         if unwrap(model) is not model:
@@ -200,6 +213,7 @@ class CausalLM(nn.Module):
         with quiet_loading():
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        save_steering(self.steering, folder)
 
     @torch.no_grad()
     def _check_head(self) -> None:

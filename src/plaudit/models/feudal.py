@@ -133,7 +133,8 @@ class FeudalNetwork(nn.Module):
         manager = torch.cat([past.manager[:, 1:], core.unsqueeze(1)], 1)
         pooled = manager[:, :, 0].mean(1)
         goals = nn.functional.normalize(pooled, dim=1)
-        direction = self.worker["goal"]((past.goals.sum(1) + goals.detach()) / (self.horizon + 1))
+        known = past.age.clamp_max(self.horizon).unsqueeze(1) + 1
+        direction = self.worker["goal"]((past.goals.sum(1) + goals.detach()) / known)
         worker = torch.stack(self.worker["core"](seen, (past.worker[:, 0], past.worker[:, 1])), 1)
         hidden = worker[:, 0]
         actions = self.worker["actions"](hidden).unflatten(1, (self.num_actions, self._goal_size))

@@ -18,7 +18,6 @@ from plaudit.models.checkpointing import checkpoint_in_evaluation, enable_checkp
 from plaudit.models.probe import choose_path
 from plaudit.models.reward_model import RewardModel
 from plaudit.models.states import packed_states, padded_states, unwrap
-from plaudit.models.styles import StyleHeads
 
 CriticKind = Literal["none", "separate", "shared"]
 
@@ -130,20 +129,16 @@ class LanguagePolicy(nn.Module):
         language_model: the policy proper; `plaudit.rollout.generate` samples from it.
         critic: the value estimate, or None.
         action_values: a critic with a value for each token that may follow, or None.
-        styles: options that are summed out of every log-probability, or None; hand them to `generate` too.
     """
 
     action_values: Critic | None
 
-    def __init__(
-        self, language_model: CausalLM, critic: Critic | None = None, styles: StyleHeads | None = None
-    ) -> None:
+    def __init__(self, language_model: CausalLM, critic: Critic | None = None) -> None:
         """Put policy and critic together.
 
         Args:
             language_model: the model to be aligned.
             critic: a separate critic; one without a backbone reads the language model's states.
-            styles: see the attribute.
 
         Raises:
             ValueError: if the critic's head does not fit the states that it reads, or its vocabulary the policy's.
@@ -152,7 +147,6 @@ class LanguagePolicy(nn.Module):
         self.language_model = language_model
         self.critic = critic
         self.action_values = None
-        self.styles = styles
         if critic is None:
             return
         if critic.backbone is None:
@@ -227,7 +221,7 @@ class LanguagePolicy(nn.Module):
         predictors = batch.layout.predictor_index[spans.places]
         predicted = predictors >= 0
         states = self.language_model(batch)
-        logprobs, entropy = _terms(self.language_model, states, batch, spans, temperature, self.styles)
+        logprobs, entropy = _terms(self.language_model, states, batch, spans, temperature)
         values = None
         if self.critic is not None:
             seen = states if self.critic.backbone is None else self.critic.states(batch)
@@ -331,16 +325,15 @@ def _terms(
     batch: PackedBatch,
     spans: TokenSpans,
     temperature: float,
-    styles: StyleHeads | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies `[M]` from the model's states `[N, H]`."""
     predictors = batch.layout.predictor_index[spans.places]
     predicted = predictors >= 0
     weight, bias, softcap = model.head
-    if styles is not None:
+    if model.steering is not None:
         if not bool(predicted.all()):
-            raise ValueError("styles are chosen at a prompt's last token, so no prompt may be empty")
-        return styles.terms(
+            raise ValueError("styles and goals are chosen at a prompt's last token, so no prompt may be empty")
+        return model.steering.terms(
             states[predictors],
             batch.input_ids[predictors],
             batch.input_ids[spans.places],

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,9 @@ from plaudit.configs.option_critic import StyledConfig
 from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.core.hierarchy_losses import marginal_option_logprobs
 from plaudit.models.aggregation import TokenSpans
-from plaudit.models.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from plaudit.models.causal_lm import CausalLM
 
 WEIGHTS, DESCRIPTION = "styles.safetensors", "styles.json"
 
@@ -167,12 +169,6 @@ class StyleHeads(nn.Module):
         found.load_state_dict(weights)
         return found
 
-    @classmethod
-    def beside(cls, model: str | Path) -> "StyleHeads | None":
-        """The styles of a saved model, by its folder; None where it has none, or the name is no folder."""
-        folder = Path(model)
-        return cls.load(folder) if (folder / WEIGHTS).is_file() else None
-
 
 def sentence_end_tokens(tokenizer: Any, rows: int, marks: Sequence[str]) -> Tensor:
     """`[rows]` bool: tokens whose text, without white space behind it, ends with one of the marks.
@@ -187,7 +183,7 @@ def sentence_end_tokens(tokenizer: Any, rows: int, marks: Sequence[str]) -> Tens
     return torch.tensor(found + [False] * (rows - len(found)))
 
 
-def build_styles(model: CausalLM, config: StyledConfig, *, seed: int) -> StyleHeads:
+def build_styles(model: "CausalLM", config: StyledConfig, *, seed: int) -> StyleHeads:
     """Style vectors and heads that fit a language model."""
     rows, width = model.head[0].shape
     marks = sentence_end_tokens(model.tokenizer, rows, config.sentence_ends)

@@ -11,7 +11,6 @@ from plaudit.configs.generation import SamplingConfig
 from plaudit.data.fields import prompt_of
 from plaudit.data.records import Message, Prompt, PromptRecord, RecordError
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.styles import StyleHeads
 from plaudit.rewards.base import Sample
 from plaudit.rollout.generate import GenerationResult, generate
 from plaudit.rollout.stopping import decode
@@ -26,7 +25,6 @@ def sample_answers(
     prompt_ids: Sequence[Sequence[int]] | None = None,
     generator: torch.Generator | None = None,
     max_rows: int = 256,
-    styles: StyleHeads | None = None,
 ) -> tuple[GenerationResult, list[Sample]]:
     """Answers as token ids and, in the same order, as what a reward reads: text without white space around it.
 
@@ -40,7 +38,6 @@ def sample_answers(
         prompt_ids: the prompts as token ids; None tokenises them.
         generator: draws the seed of all answers; None takes `sampling.seed`.
         max_rows: most answers that are generated together.
-        styles: options of the model, summed out.
 
     Returns:
         `P · K` answers, those of a prompt side by side.
@@ -59,7 +56,6 @@ def sample_answers(
         sampling=sampling,
         generator=generator,
         max_rows=max_rows,
-        styles=styles,
     )
     return found, as_samples(found, prompts)
 
@@ -107,7 +103,6 @@ def answer_rows(
     sampling: SamplingConfig,
     window: int = 64,
     logprobs: bool = False,
-    styles: StyleHeads | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answer rows in order, some at a time, so that memory does not grow with their number.
 
@@ -118,7 +113,6 @@ def answer_rows(
         sampling: how tokens are chosen; windows after the first use the following seeds.
         window: prompts that are answered together.
         logprobs: whether the sum of each answer's log-probabilities is written too.
-        styles: options of the model, summed out.
 
     Returns:
         The rows with `completions`, `finished`, and `logprobs` where asked for.
@@ -127,9 +121,7 @@ def answer_rows(
     while batch := list(islice(waiting, window)):
         prompts = [PromptRecord(prompt=prompt_of(row["prompt"])) for row in batch]
         seeded = sampling.model_copy(update={"seed": sampling.seed + number})
-        found, samples = sample_answers(
-            model, prompts, samples_per_prompt=samples_per_prompt, sampling=seeded, styles=styles
-        )
+        found, samples = sample_answers(model, prompts, samples_per_prompt=samples_per_prompt, sampling=seeded)
         number += 1
         for place, row in enumerate(batch):
             own = slice(place * samples_per_prompt, (place + 1) * samples_per_prompt)

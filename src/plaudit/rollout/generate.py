@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.styles import StyleHeads
 from plaudit.rollout.beam import beam_search
 from plaudit.rollout.lean import lean_step
 from plaudit.rollout.paths import SHARING, decoding_path, open_decoder
 from plaudit.rollout.products import Product
 from plaudit.rollout.sampling import draw, row_uniforms
+from plaudit.rollout.steered_decoding import GoalHead, StyleHead, steered_head
 from plaudit.rollout.stopping import StopStrings, decode
-from plaudit.rollout.style_decoding import StyleHead
 
 
 class Decoder(Protocol):
@@ -115,7 +114,6 @@ def generate(
     generator: torch.Generator | None = None,
     max_rows: int = 256,
     on_tokens: OnTokens | None = None,
-    styles: StyleHeads | None = None,
 ) -> GenerationResult:
     """Answer prompts; each is read once, however many answers it gets.
 
@@ -123,7 +121,8 @@ def generate(
     how they are batched, or which of them end (up to rounding in the model's own arithmetic).
 
     Args:
-        model: the language model; run in evaluation mode, and left as it was.
+        model: the language model; run in evaluation mode, and left as it was. What steers it is taken into account
+            (not with beams).
         tokenizer: its tokenizer, for text and stop strings.
         prompt_ids: `P` lists of token ids, unpadded; see `strip_padding` for padded ones.
         samples_per_prompt: `K` answers each; with beams, the best `K` of them.
@@ -132,7 +131,6 @@ def generate(
         generator: draws the seed of all rows; None takes `sampling.seed`.
         max_rows: most rows in one forward; prompts are batched by length.
         on_tokens: is told every token as it comes (not with beams).
-        styles: options of the model, summed out as it goes (not with beams).
 
     Returns:
         `P · K` answers.
@@ -149,8 +147,8 @@ def generate(
     seed = sampling.seed if generator is None else int(torch.randint(2**62, (), generator=generator))
     beams = sampling.num_beams if sampling.method == "beam" else 0
     rows_per_prompt = beams or samples_per_prompt
-    if beams and styles is not None:
-        raise ValueError("beams are not searched over styles; use method: sample or greedy")
+    if beams and model.steering is not None:
+        raise ValueError("beams are not searched over styles or goals; use method: sample or greedy")
     answers: dict[int, list[tuple[list[int], list[float], list[float], bool, float | None]]] = {}
     with _evaluating(model):
         path = decoding_path(model)
@@ -165,7 +163,7 @@ def generate(
                 answers |= dict(zip(batch, found, strict=True))
                 continue
             stops = StopStrings(tokenizer, sampling.stop_strings)
-            chosen = head if styles is None else StyleHead(model, styles, sampling.temperature)
+            chosen = steered_head(model, sampling.temperature) or head
             filled = _decode(decoder, chosen, batch, sampling, end_ids, seed, stops, on_tokens)
             for index, place in enumerate(batch):
                 rows = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
@@ -202,7 +200,7 @@ class _Head:
 
 def _decode(
     decoder: Decoder,
-    head: _Head | StyleHead,
+    head: _Head | StyleHead | GoalHead,
     places: list[int],
     sampling: SamplingConfig,
     end_ids: Tensor,
@@ -253,11 +251,11 @@ def _decode(
     return answers
 
 
-def _first_logits(decoder: Decoder, head: _Head | StyleHead, per_prompt: int) -> Tensor:
+def _first_logits(decoder: Decoder, head: _Head | StyleHead | GoalHead, per_prompt: int) -> Tensor:
     states = decoder.prefill()
-    if isinstance(head, StyleHead):  # it remembers every row
-        return head(states.repeat_interleave(per_prompt, 0))
-    return head(states).repeat_interleave(per_prompt, 0)
+    if isinstance(head, _Head):
+        return head(states).repeat_interleave(per_prompt, 0)
+    return head(states.repeat_interleave(per_prompt, 0))  # it remembers every row
 
 
 def _answer(filled: _Answers, row: int) -> tuple[list[int], list[float], list[float], bool, float | None]:

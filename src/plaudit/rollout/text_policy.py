@@ -10,6 +10,7 @@ from plaudit.data.batching import fill_batches
 from plaudit.data.packing import pack_groups
 from plaudit.data.tokenising import TokenisedBlock, TokenisedGroup
 from plaudit.models.aggregation import token_spans
+from plaudit.models.goals import GoalHeads
 from plaudit.models.policy import LanguagePolicy, ReferencePolicy
 from plaudit.rollout.trajectory import Evaluation, Trajectory
 
@@ -39,6 +40,17 @@ class TextPolicy:
         self.temperature = temperature
         self.token_budget = token_budget
         self.prompts = [list(prompt) for prompt in prompts]
+
+    @property
+    def goals(self) -> GoalHeads:
+        """The manager of a language model that has one.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if not isinstance(self.policy.language_model.steering, GoalHeads):
+            raise ValueError("this language model has no manager; set its `steering` to `GoalHeads`")
+        return self.policy.language_model.steering
 
     def micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
         """The rows, cut into as few parts as the token budget allows without dividing a group: `[n]` int64 each."""

@@ -106,7 +106,6 @@ def answer_prompts(
             samples_per_prompt=samples_per_prompt,
             sampling=sampling,
             generator=generator,
-            styles=policy.policy.styles,
         )
     else:
         found, samples = generated, as_samples(generated, prompts)

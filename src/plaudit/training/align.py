@@ -10,12 +10,15 @@ import torch
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
+from plaudit.configs.feudal import FeudalTextConfig
 from plaudit.configs.option_critic import StyledConfig
 from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.goals import GoalHeads
 from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
-from plaudit.models.styles import build_styles
+from plaudit.models.steering import steering_beside
+from plaudit.models.styles import StyleHeads, build_styles
 from plaudit.rewards.annotators import Annotator
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
@@ -43,6 +46,8 @@ from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import JsonlTracker, Trackers
 
 SHOWN = {"reward/mean": "reward", "objective/kl": "KL", "objective/length": "length"}
+HEADS = ("critic.head", "action_values.head", "language_model.steering")
+"""How the names of parameters begin that start afresh; `optimizer.head_learning_rate` is theirs."""
 PHASES = ("generation", "scoring", "evaluation", "update")
 
 
@@ -139,6 +144,7 @@ def prepare(
     scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
     check_replay(config, language_model.head[0].shape[0])
+    language_model.steering, steering = None, _steering(language_model, config)
     reference = ReferencePolicy(language_model)
     replays = isinstance(config.algorithm, AcerTextConfig)
     learned: CriticKind = "separate" if config.critic == "auto" else config.critic
@@ -147,8 +153,7 @@ def prepare(
     policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
     if replays:
         policy.action_values = Critic.of_actions(language_model, shared=learned == "shared").to(device)
-    if isinstance(config.algorithm, StyledConfig):
-        policy.styles = build_styles(language_model, config.algorithm, seed=config.seed).to(device)
+    language_model.steering = None if steering is None else steering.to(device)
     # Dropout stays off: the updates must see the policy that sampled.
     policy.eval()
     if config.gradient_checkpointing:
@@ -163,7 +168,7 @@ def prepare(
         for (kind, count), records in zip(counts.items(), (kept, held), strict=False):
             different = f"; {len(records)} different ones" if len(records) != count.used else ""
             say(f"{kind}: {count}{different}")
-    optimizer = build_optimizer(policy, config.optimizer, head_prefixes=("critic.head", "action_values.head"))
+    optimizer = build_optimizer(policy, config.optimizer, head_prefixes=HEADS)
     text_policy = TextPolicy(
         policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
     )
@@ -180,6 +185,19 @@ def prepare(
     guards = Guards(config.guards)
     job = AlignJob(config, policy, reference, scorer, text_policy, algorithm, kept, ids, held, held_ids, device, guards)
     return job, optimizer, counts
+
+
+def _steering(model: CausalLM, config: AlignConfig) -> StyleHeads | GoalHeads | None:
+    """New styles or goals, where the algorithm learns some; those that the start has are left behind, aloud."""
+    backbone = config.model.backbone
+    if model.steering is not None or (backbone is not None and steering_beside(backbone) is not None):
+        warn("the start has styles or goals beside it; they are left behind, and the language model alone goes on")
+    if isinstance(config.algorithm, StyledConfig):
+        return build_styles(model, config.algorithm, seed=config.seed)
+    if isinstance(config.algorithm, FeudalTextConfig):
+        sizes = {"horizon": config.algorithm.horizon, "manager_size": config.algorithm.manager_size}
+        return GoalHeads(model.head[0].shape[1], **sizes, seed=config.seed)
+    return None
 
 
 def run_iterations(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.algorithms.base import Algorithm, Prepared
+from plaudit.algorithms.feudal_text import FeudalText
 from plaudit.algorithms.updating import PolicyGradient, combine_metrics
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
@@ -122,7 +123,7 @@ class AlignJob:
     def takes_one_step(self) -> bool:
         """Whether one optimizer step learns from a batch: then its forward pass is that of the experience."""
         settings = self.config.algorithm
-        return isinstance(self.algorithm, PolicyGradient) and settings.passes * settings.least_prompts == 1
+        return isinstance(self.algorithm, PolicyGradient | FeudalText) and settings.passes * settings.least_prompts == 1
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the run."""
@@ -174,8 +175,8 @@ class AlignJob:
             prepared = replace(prepared, evaluation=found.evaluation)
         metrics = {**experience_metrics(found, "objective"), **prepared.metrics}
         metrics |= found.answers.score.metrics("reward")
-        if self.policy.styles is not None:
-            metrics |= self.policy.styles.metrics()
+        if self.policy.language_model.steering is not None:
+            metrics |= self.policy.language_model.steering.metrics()
         metrics |= {f"time/{name}": seconds for name, seconds in found.seconds.items()} | asynchronous
         if config.final_temperature is not None:
             metrics["temperature"] = temperature
@@ -247,10 +248,8 @@ class AlignJob:
         return {**found.answers.score.metrics("reward"), **experience_metrics(found, "objective")}
 
     def save_model(self, folder: Path) -> None:
-        """Write the aligned model as a plain transformers folder, with its styles beside it where it has some."""
+        """Write the aligned model as a plain transformers folder, with what steers it beside it."""
         self.policy.language_model.save_pretrained(folder)
-        if self.policy.styles is not None:
-            self.policy.styles.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What the run has besides weights, optimizer and random numbers."""
