@@ -3,10 +3,9 @@
 python studies/hierarchy_text.py run --seeds 0 1 2 --output runs/studies/hierarchy_text.jsonl
 python studies/hierarchy_text.py table --output runs/studies/hierarchy_text.jsonl
 
-A Llama of 7k parameters over eight tokens answers two prompts with at most four tokens. An answer earns 1 for beginning
-with its prompt's word, and 1 more for ending with it after at least one other word. `plaudit align` is run by its
-`main`; then all 2801 answers to each prompt are put through the model, so that `J = E[r] - β KL(π‖π_ref)` and
-`J* = β log E_ref exp(r / β)` are exact.
+A Llama of 7k parameters over eight tokens answers two prompts with at most four tokens. An answer earns ½
+for every time that its prompt's word stands in it. `plaudit align` is run by its `main`; then all 2801 answers to each
+prompt are put through the model, so that `J = E[r] - β KL(π‖π_ref)` and `J* = β log E_ref exp(r / β)` are exact.
 """
 
 import argparse
@@ -52,13 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for the prompt's word at the beginning, 1 more for it at the end of two words or more."""
-    found = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        words = completion.split()
-        begins = bool(words) and words[0] == prompt
-        found.append(float(begins) + float(begins and len(words) > 1 and words[-1] == prompt))
-    return found
+    """½ for every time that the prompt's word stands in the answer."""
+    return [0.5 * words.split().count(prompt) for prompt, words in zip(prompts, completions, strict=True)]
 
 
 def save_tokenizer(folder: Path) -> str:
