@@ -134,7 +134,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "dyna-q": {"discount": 1.0},
     "world model": {"discount": 1.0, "horizon": 6, "epochs": 20, "generations": 20},
     "option-critic": {"discount": 1.0},
-    "feudal": {"manager_discount": 1.0, "worker_discount": 1.0, "horizon": 2},
+    "feudal": {"manager_discount": 1.0, "discount": 1.0, "horizon": 2},
 }
 """What changes where an episode is three or four steps long, before anything is tried: nothing is discounted, the
 first update comes before the last episode, and neither goals nor dreams outlast an episode."""

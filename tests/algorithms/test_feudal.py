@@ -115,6 +115,20 @@ def test_cores_take_turns_and_all_speak():
     assert network.unpack(memory).age.item() == 8
 
 
+def test_the_worker_reads_the_mean_of_the_goals_that_there_are():
+    """Before the horizon is full there are fewer, and they count in full: an episode's first steps are as bold."""
+    network = FeudalNetwork(4, 2, horizon=2, percept_size=6, manager_size=5)
+    seen = torch.rand(1, 5, 4, generator=torch.Generator().manual_seed(0))
+    memory, goals, worker = torch.zeros(1, network.memory_size), [], (torch.zeros(1, 6), torch.zeros(1, 6))
+    for step in range(5):
+        found, memory = network(seen[:, step], memory)
+        goals.append(found.goals)
+        worker = network.worker["core"](torch.tanh(network.percept(seen[:, step])), worker)
+        directions = network.worker["goal"](torch.stack(goals[-3:]).mean(0))
+        actions = network.worker["actions"](worker[0]).reshape(2, -1)
+        assert torch.allclose(found.logits[0], actions @ directions[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_unrolling_says_what_was_said_while_acting(horizon):
     agent, trajectory = collected() if horizon == 3 else (None, None)

@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, layer_norm, normalize
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.feudal_text import FeudalText, manager_loss, manager_returns
+from plaudit.configs.align import AlignConfig
 from plaudit.configs.feudal import FeudalTextConfig
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.packing import pack_groups
@@ -227,3 +228,11 @@ def test_heads_are_saved_and_what_does_not_fit_is_refused(tmp_path: Path) -> Non
     model.steering = None
     with pytest.raises(ValueError, match="no manager"):
         build_algorithm(FeudalTextConfig(horizon=3), policy, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a3c", "a2c whose answers"), ("dyna", "refresh_reward"), ("ilql", "recorded")]
+)
+def test_families_that_align_has_elsewhere_say_where(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AlignConfig.model_validate({"model": {"backbone": "x"}, "reward": "length", "algorithm": {"name": name}})

@@ -52,12 +52,20 @@ def without_clocks(result: TrainingResult):
     return [{name: value for name, value in line.items() if not name.startswith("workers/")} for line in logged(result)]
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}], ids=["whole", "adapters"])
-def test_without_staleness_it_is_the_synchronous_run(options, as_threads, tokenizer_path, tmp_path):
+STYLES = {"name": "option_critic", "baseline": "leave_one_out", "num_options": 2, "sentence_ends": ["good"]}
+GOALS = {"name": "feudal", "baseline": "leave_one_out", "horizon": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [({}, {}), ({"lora": {"rank": 2}}, {}), ({}, {"algorithm": STYLES}), ({}, {"algorithm": GOALS})],
+    ids=["whole", "adapters", "styles", "goals"],
+)
+def test_without_staleness_it_is_the_synchronous_run(options, others, as_threads, tokenizer_path, tmp_path):
     model = {"model_type": "llama", "backbone_config": SIZES, "tokenizer": tokenizer_path, "template": "raw"}
-    apart = run(settings(tokenizer_path, tmp_path / "apart", model=model | options,
+    apart = run(settings(tokenizer_path, tmp_path / "apart", model=model | options, **others,
                          asynchronous={"workers": 1, "max_staleness": 0}))  # fmt: skip
-    plain = run(settings(tokenizer_path, tmp_path / "plain", model=model | options))
+    plain = run(settings(tokenizer_path, tmp_path / "plain", model=model | options, **others))
     ours, theirs = weights(apart), weights(plain)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert without_clocks(apart) == logged(plain)

@@ -14,19 +14,17 @@ worker's, with the same optimizer; both have a limit of their own on the norm of
 manager does to the worker's words is not bounded by the worker's clip.
 """
 
-import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import penalised_rewards
 from plaudit.algorithms.updating import PolicyGradient, combine_metrics
 from plaudit.configs.feudal import FeudalTextConfig
-from plaudit.core.finite import NonFiniteError
 from plaudit.core.hierarchy_losses import goal_direction_loss, intrinsic_rewards
 from plaudit.core.masked import masked_mean
 from plaudit.core.reduction import Metrics
@@ -114,16 +112,9 @@ class FeudalText:
         loss, metrics = manager_loss(heads, columns, prepared.trajectory.mask[rows], config=self.config)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.worker.max_gradient_norm
-        norm = float(clip_grad_norm_(heads.manager.parameters(), math.inf if limit is None else limit))
-        if not (math.isfinite(norm) and bool(loss.isfinite())):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(
-                f"update {self.worker.num_updates}: the manager's loss is {float(loss)} and the norm of its gradient "
-                f"{norm}, so its weights were left as they were"
-            )
         # Only the manager has gradients now, and an optimizer leaves alone what has none.
-        self.optimizer.step()
+        where = f"update {self.worker.num_updates}, manager"
+        guarded_step(self.optimizer, float(loss.detach()), max_norm=self.worker.max_gradient_norm, where=where)
         return found | {f"manager/{name}": float(value) for name, value in metrics.items()}
 
     def stop_early(self, metrics: dict[str, float]) -> bool:

@@ -1,7 +1,7 @@
 """Aligning a language model with a reward by reinforcement learning."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,16 @@ from plaudit.configs.refresh import RefreshConfig
 from plaudit.configs.rewards import RewardPartConfig, RewardsConfig
 from plaudit.configs.sft import LanguageModelConfig
 from plaudit.configs.training import OptimizerConfig, RunConfig
+
+ELSEWHERE = {
+    "a3c": "on text it is a2c whose answers other processes sample: algorithm: {name: a2c, importance_cap: 2} with "
+    "asynchronous: {workers: 2}",
+    "dyna": "on single answers it is any of them with refresh_reward, a model of the annotator that learns on; "
+    "imagined dialogues are plaudit.algorithms.deep_dyna, from Python",
+    "world_model": "it dreams of an environment that is seen step by step: plaudit gym --algorithm world_model",
+    "ilql": "it learns from recorded answers, not from sampled ones: plaudit.algorithms.implicit_q, from Python",
+}
+"""Families that `plaudit align` has under another name, or that are used elsewhere."""
 
 
 class GuardsConfig(Config):
@@ -130,6 +140,15 @@ class AlignConfig(RunConfig):
         if self.final_temperature is None or self.iterations == 1:
             return start
         return start + (self.final_temperature - start) * min(1.0, iteration / (self.iterations - 1))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_where_it_is(cls, values: Any) -> Any:
+        chosen = values.get("algorithm") if isinstance(values, dict) else None
+        name = chosen.get("name") if isinstance(chosen, dict) else chosen
+        if isinstance(name, str) and name in ELSEWHERE:
+            raise ValueError(f"algorithm.name: {name}: {ELSEWHERE[name]}")
+        return values
 
     @model_validator(mode="after")
     def _check_align(self) -> "AlignConfig":
