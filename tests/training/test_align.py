@@ -20,6 +20,7 @@ from plaudit.models.policy import LanguagePolicy
 from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.model import weights_hash
 from plaudit.rewards.normalise import Running, normalised
+from plaudit.rollout.engine import InProcessEngine
 from plaudit.training import align
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob
@@ -171,6 +172,24 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert logged(resumed) == logged(whole)
     assert resumed.metrics == whole.metrics
+
+
+def test_an_engine_samples_with_the_weights_of_every_iteration(tokenizer_path: str, tmp_path: Path) -> None:
+    config = settings(tokenizer_path, tmp_path / "own")
+    own = run_without_held_out(config)
+    engine = InProcessEngine(CausalLM.from_backbone(config.model))
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.zero_()  # so that nothing comes of it but what it is handed
+    through = config.model_copy(update={"output": tmp_path / "through"})
+    other = align.main(through, prompts=PROMPTS, reward=count_good, engine=engine)
+    assert isinstance(other, TrainingResult)
+    ours, theirs = weights(other), weights(own)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert logged(other) == logged(own)
+    adapted = settings(tokenizer_path, tmp_path / "adapted", model=config.model.model_dump() | {"lora": {"rank": 2}})
+    with pytest.raises(ValueError, match="whole weights"):
+        align.main(adapted, prompts=PROMPTS, reward=count_good, engine=engine)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from plaudit.configs.generation import SamplingConfig
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.policy import LanguagePolicy
 from plaudit.models.states import unwrap
 from plaudit.rollout.generate import GenerationResult, generate
 
@@ -85,3 +86,15 @@ class InProcessEngine:
             generator=generator,
             max_rows=self._max_rows,
         )
+
+
+def require_plain_policy(policy: LanguagePolicy, *, workers: bool = False) -> None:
+    """See that an engine can hold a policy.
+
+    Raises:
+        ValueError: with workers that sample too, adapters or styles, which an engine knows nothing of.
+    """
+    adapters = unwrap(policy.language_model.model) is not policy.language_model.model
+    for name, there in (("asynchronous", workers), ("LoRA", adapters), ("styles", policy.styles is not None)):
+        if there:
+            raise ValueError(f"{name}: an engine takes the whole weights of a plain policy; leave one of the two out")

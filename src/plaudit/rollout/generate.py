@@ -1,6 +1,6 @@
 """Generation in process: greedy, sampling and beam search over one shared prefill per prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -168,7 +168,7 @@ def generate(
             for index, place in enumerate(batch):
                 rows = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
                 answers[place] = [_answer(filled, row) for row in rows]
-    return _result(prompts, answers, tokenizer, sampling)
+    return as_result(prompts, answers, tokenizer, sampling)
 
 
 def strip_padding(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
@@ -265,9 +265,10 @@ def _answer(filled: _Answers, row: int) -> tuple[list[int], list[float], list[fl
     return tokens, logprobs, behaviour, filled.finished[row], None
 
 
-def _result(
-    prompts: list[list[int]], answers: dict[int, list[Any]], tokenizer: Any, sampling: SamplingConfig
+def as_result(
+    prompts: list[list[int]], answers: Mapping[int, list[Any]], tokenizer: Any, sampling: SamplingConfig
 ) -> GenerationResult:
+    """Answers by the place of their prompt, `(ids, logprobs, behaviour_logprobs, finished, score)` each, in order."""
     stops = StopStrings(tokenizer, sampling.stop_strings)
     flat = [(place, number, *answer) for place in range(len(prompts)) for number, answer in enumerate(answers[place])]
     index, numbers, tokens, logprobs, behaviour, finished, scores = map(list, zip(*flat, strict=True))

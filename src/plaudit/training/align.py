@@ -24,6 +24,7 @@ from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
 from plaudit.rewards.combine import CombinedReward
 from plaudit.rewards.model import ModelReward
+from plaudit.rollout.engine import Engine, require_plain_policy
 from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training.align_estimate import AlignEstimate, check_replay, estimate_alignment
@@ -61,6 +62,7 @@ def main(
     reward: Any = None,
     comparisons: Sequence[Comparison] | None = None,
     annotator: Annotator | None = None,
+    engine: Engine | None = None,
     on_iteration: Callable[[int, CausalLM], object] | None = None,
 ) -> TrainingResult | AlignEstimate:
     """Align a language model and save it as `<output>/model`, a plain transformers folder.
@@ -74,6 +76,8 @@ def main(
         reward: whatever `plaudit.rewards.base.as_reward` takes, instead of `config.reward` or `config.rewards`.
         comparisons: what the reward model was trained on, instead of `config.refresh_reward.data`.
         annotator: judges the policy's answers, instead of `config.refresh_reward.annotator`.
+        engine: samples the answers that are learned from, instead of the policy itself; it is handed the weights before
+            every iteration. Held-out and greedy answers stay the policy's.
         on_iteration: called after every iteration with its number, from 1, and the policy's model, to look at it or
             to keep a copy.
 
@@ -89,6 +93,9 @@ def main(
         if not dry_run:
             check_output(config)
         job, optimizer, counts = prepare(config, prompts, held_out, model, reward)
+        if engine is not None:
+            require_plain_policy(job.policy, workers=config.asynchronous is not None)
+            job.engine = engine
         if dry_run:
             estimate = estimate_alignment(job)
             estimate.print()

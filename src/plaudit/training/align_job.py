@@ -21,6 +21,7 @@ from plaudit.data.records import PromptRecord
 from plaudit.models.policy import LanguagePolicy, ReferencePolicy
 from plaudit.rewards.base import Reward
 from plaudit.rewards.normalise import without_updates
+from plaudit.rollout.engine import Engine
 from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.rollout.text_rollout import Answers, Experience, collect_text
@@ -95,6 +96,7 @@ class AlignJob:
         guards: what warns.
         pending: an iteration that was broken off, or None.
         rollouts: processes that answer ahead, while an asynchronous run goes on.
+        engine: samples instead of the policy itself; None where it does not.
         refresher: lets the reward model learn from judgements of the policy's answers; None where it does not.
     """
 
@@ -112,6 +114,7 @@ class AlignJob:
     guards: Guards
     pending: Iteration | None = None
     rollouts: RolloutWorkers | None = None
+    engine: Engine | None = None
     refresher: RewardRefresher | None = None
 
     @property
@@ -186,11 +189,27 @@ class AlignJob:
         return Iteration(prepared, prompt_ids, plan, metrics, rows, tokens, temperature, collecting=collecting)
 
     def take_answers(self, iteration: int) -> tuple[GenerationResult | None, dict[str, float]]:
-        """The answers that other processes have sampled for an iteration; None where they are sampled here."""
+        """The answers that something else has sampled for an iteration; None where the policy itself samples."""
+        if self.engine is not None:
+            return self.answers_of_engine(self.engine, iteration)
         if self.rollouts is None:
             return None, {}
         self.ask_ahead()
         return self.rollouts.take(iteration)
+
+    def answers_of_engine(self, engine: Engine, iteration: int) -> tuple[GenerationResult, dict[str, float]]:
+        """Hand the weights over and have the prompts of an iteration answered, with the time of both."""
+        started, model = time.perf_counter(), self.policy.language_model
+        engine.load_weights(model.model.state_dict().items())
+        end = model.text_tokeniser().end_token_id
+        found = engine.generate(
+            [self.prompt_ids[index] for index in self.chosen_prompts(iteration)],
+            samples_per_prompt=self.config.samples_per_prompt,
+            sampling=self.config.sampling.model_copy(update={"temperature": self.config.temperature(iteration)}),
+            end_token_ids=[] if end is None else [end],
+            generator=self.generator("answers", iteration),
+        )
+        return found, {"time/generation": time.perf_counter() - started}
 
     def ask_ahead(self) -> None:
         """Ask workers for the answers of every iteration that may be begun now."""
