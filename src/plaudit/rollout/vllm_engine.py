@@ -48,7 +48,7 @@ class VllmEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Hand over new weights by their names in the transformers model; what was cached with the old ones is dropped."""
+        """Hand over new weights by their names in the transformers model, and drop what was cached with old ones."""
         worker = self._llm.llm_engine.model_executor.driver_worker
         worker.model_runner.model.load_weights([(name, tensor.detach()) for name, tensor in weights])
         self._llm.reset_prefix_cache()
