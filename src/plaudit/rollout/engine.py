@@ -92,9 +92,13 @@ def require_plain_policy(policy: LanguagePolicy, *, workers: bool = False) -> No
     """See that an engine can hold a policy.
 
     Raises:
-        ValueError: with workers that sample too, adapters or styles, which an engine knows nothing of.
+        ValueError: with workers that sample too, adapters, styles or goals, which an engine knows nothing of.
     """
     adapters = unwrap(policy.language_model.model) is not policy.language_model.model
-    for name, there in (("asynchronous", workers), ("LoRA", adapters), ("styles", policy.styles is not None)):
+    for name, there in (
+        ("asynchronous", workers),
+        ("LoRA", adapters),
+        ("styles or goals", policy.language_model.steering is not None),
+    ):
         if there:
             raise ValueError(f"{name}: an engine takes the whole weights of a plain policy; leave one of the two out")
