@@ -23,10 +23,11 @@ from typing import Any
 
 from agreement_rl import agreement
 from common import ROOT, median_ratio, save, table
+from flops import attended_pairs
 from lockstep import Worker, take_turns
 from peers import TRL, trl_python
 from work_plaudit_rl import align_config
-from workloads import CACHE, DATA, FILES, LLAMA_7M, tokenizer_folder
+from workloads import CACHE, DATA, FILES, LLAMA_7M, VOCABULARY, tokenizer_folder
 
 from plaudit.configs.model import RewardModelConfig
 from plaudit.configs.sft import LanguageModelConfig
@@ -160,6 +161,28 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
+def operations(*, packed: bool, evaluations: int) -> float:
+    """Floating-point operations that an iteration needs at least, recomputation and small operations not counted.
+
+    A pass takes `2 · tokens · weights + 4 · layers · width · attended pairs` in the layers and `2 · completion tokens ·
+    width · vocabulary` in the head; sampling and each evaluation are one pass, scoring one without the head, the update
+    three.
+
+    Args:
+        packed: a prompt goes through once, not once for each of its answers.
+        evaluations: passes without gradients for log-probabilities.
+    """
+    width, layers = LLAMA_7M["hidden_size"], LLAMA_7M["num_hidden_layers"]
+    weights = layers * (4 * width**2 + 3 * width * LLAMA_7M["intermediate_size"])
+    answers = SIZES["prompts"] * SIZES["samples"]
+    readings, completion = SIZES["prompts"] if packed else answers, answers * SIZES["new_tokens"]
+    pairs = readings * attended_pairs(PROMPT_TOKENS, [], causal=True)
+    pairs += answers * (SIZES["new_tokens"] * PROMPT_TOKENS + SIZES["new_tokens"] * (SIZES["new_tokens"] + 1) // 2)
+    inside = 2.0 * (readings * PROMPT_TOKENS + completion) * weights + 4.0 * layers * width * pairs
+    head = 2.0 * completion * width * VOCABULARY
+    return (5 + evaluations) * inside + (4 + evaluations) * head
+
+
 def agreement_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The second table: what the two made of the same answers, tokens sampled, and memory."""
     shown = []
@@ -168,6 +191,9 @@ def agreement_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"algorithm": found["algorithm"].upper(), "loss": agreed["loss_value"]}
         row |= {f"difference, {name}": agreed[name] for name in ("loss", "gradient", "advantages", "rewards")}
         row |= {"tokens sampled, TRL / Plaudit": found["tokens"]["trl"] / found["tokens"]["plaudit"]}
+        evaluations = 2 if found["algorithm"] == "rloo" else 1
+        ratio = operations(packed=False, evaluations=evaluations) / operations(packed=True, evaluations=1)
+        row |= {"operations, TRL / Plaudit": ratio}
         row |= {f"{name} GiB at its peak": memory[name]["memory_peak"] / 2**30 for name in ("trl", "plaudit")}
         shown.append(row)
     return shown

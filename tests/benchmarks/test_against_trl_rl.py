@@ -110,6 +110,20 @@ def test_the_published_formulas_on_padded_rows_give_the_same_and_another_gradien
     assert agreement(folder, tmp_path / "kept.pt", config)["gradient"] > 100 * found["gradient"]
 
 
+def test_operations_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against_trl_rl, "SIZES", {"prompts": 2, "samples": 3, "new_tokens": 2})
+    monkeypatch.setattr(against_trl_rl, "PROMPT_TOKENS", 3)
+    monkeypatch.setattr(against_trl_rl, "VOCABULARY", 10)
+    sizes = {"hidden_size": 4, "intermediate_size": 5, "num_hidden_layers": 2}
+    monkeypatch.setattr(against_trl_rl, "LLAMA_7M", sizes)
+    # Layers hold 2 * (64 + 60) = 248 weights. Packed: 2 * 3 + 6 * 2 = 18 tokens and 2 * 6 + 6 * (6 + 3) = 66 pairs.
+    inside, head = 2 * 18 * 248 + 4 * 2 * 4 * 66, 2 * 12 * 4 * 10
+    assert against_trl_rl.operations(packed=True, evaluations=1) == 6 * inside + 5 * head
+    # Padded rows: 6 * (3 + 2) = 30 tokens and 6 * (6 + 6 + 3) = 90 pairs.
+    inside = 2 * 30 * 248 + 4 * 2 * 4 * 90
+    assert against_trl_rl.operations(packed=False, evaluations=2) == 7 * inside + 6 * head
+
+
 def test_phases_are_timed_where_they_happen_and_the_rest_is_the_update() -> None:
     class Work:
         def answer(self) -> int:
