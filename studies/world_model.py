@@ -1,6 +1,7 @@
-"""World models: CartPole in the dream, with its controls.
+"""World models: CartPole in the dream, and the hidden mood of a dialogue's user, with their controls.
 
 python studies/world_model.py cartpole --seeds 0 1 2
+python studies/world_model.py dialogue --seeds 0 1 2 3 4
 """
 
 import argparse
@@ -10,12 +11,16 @@ import time
 import torch
 
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.world_dialogue import evolve_speaker, fit_latent_user, matched_moves
 from plaudit.algorithms.world_learning import evolve_controller
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.world_model import WorldModelConfig
+from plaudit.models.user import LatentUser
 from plaudit.models.world import RecurrentDynamics
+from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
 from plaudit.rollout.imagination import LinearController, World, WorldPolicy
+from plaudit.rollout.imagined_dialogue import imagined_dialogue, user_tables
 
 
 def cartpole(seeds: list[int], real_steps: int, episodes: int, options: dict[str, object]) -> None:
@@ -62,14 +67,54 @@ def cartpole(seeds: list[int], real_steps: int, episodes: int, options: dict[str
         collector.environments.close()
 
 
+def dialogue(seeds: list[int]) -> None:
+    """The user learned from N real dialogues by the reference; then a speaker that no real dialogue taught."""
+    head = (
+        "moves: mean total variation | replies: mean total variation | dreamed J | real J, share of the way | planning"
+    )
+    print(f"| user | real dialogues | {head} | J* |\n|---|---|---|---|---|---|---|---|")
+    for seed in seeds:
+        mdp = DialogueMDP(seed=seed)
+        best, start = mdp.optimal_solution().values[0].item(), mdp.objective(mdp.reference_logprobs).item()
+
+        def row(label: str, user: LatentUser, mdp: DialogueMDP = mdp, best: float = best, start: float = start) -> None:
+            speaker, dreamed = evolve_speaker(user, mdp, generations=40)
+            world = imagined_dialogue(mdp, *user_tables(user, mdp))
+            moves = (matched_moves(user, mdp.mood_moves) - mdp.mood_moves).abs().sum(-1).mean() / 2
+            asked = torch.tensor([len(state) // 2 < mdp.num_turns - 1 for state in mdp.states])
+            replies = (world.reply_probabilities - mdp.reply_probabilities)[asked].abs().sum(-1).mean() / 2
+            share, planned = (
+                (mdp.objective(each).item() - start) / (best - start)
+                for each in (speaker, world.optimal_solution().logprobs)
+            )
+            cells = [
+                f"{moves:.3f}",
+                f"{replies:.3f}",
+                f"{dreamed:.2f}",
+                f"{share:.3f}",
+                f"{planned:.3f}",
+                f"{best:.2f}",
+            ]
+            print(f"| {seed} | {label} | {' | '.join(cells)} |", flush=True)
+
+        sizes = {"num_words": mdp.num_words, "num_replies": mdp.num_replies, "num_moods": mdp.num_moods}
+        for count in (30, 100, 1000):
+            real = mdp.sample(mdp.policy(), count, generator=torch.Generator().manual_seed(seed))
+            row(str(count), fit_latent_user(real, **sizes, seed=seed, restarts=3, steps=300))
+        row("0: never learned", LatentUser(*sizes.values(), seed=seed))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cartpole"])
+    parser.add_argument("part", choices=["cartpole", "dialogue"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--real-steps", type=int, default=20_000)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], help="options of the world model, such as temperature=1.2")
     arguments = parser.parse_args()
+    if arguments.part == "dialogue":
+        dialogue(arguments.seeds)
+        return
     options = dict(each.split("=", 1) for each in arguments.set)
     cartpole(arguments.seeds, arguments.real_steps, arguments.episodes, options)
 
