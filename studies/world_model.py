@@ -67,6 +67,21 @@ def cartpole(seeds: list[int], real_steps: int, episodes: int, options: dict[str
         collector.environments.close()
 
 
+def dialogue_row(seed: int, label: str, user: LatentUser, mdp: DialogueMDP) -> None:
+    """How near a learned user is to the true one, and what a speaker that planned in it is worth."""
+    best, start = mdp.optimal_solution().values[0].item(), mdp.objective(mdp.reference_logprobs).item()
+    speaker, dreamed = evolve_speaker(user, mdp, generations=40)
+    world = imagined_dialogue(mdp, *user_tables(user, mdp))
+    moves = (matched_moves(user, mdp.mood_moves) - mdp.mood_moves).abs().sum(-1).mean() / 2
+    asked = torch.tensor([len(state) // 2 < mdp.num_turns - 1 for state in mdp.states])
+    replies = (world.reply_probabilities - mdp.reply_probabilities)[asked].abs().sum(-1).mean() / 2
+    share, planned = (
+        (mdp.objective(each).item() - start) / (best - start) for each in (speaker, world.optimal_solution().logprobs)
+    )
+    cells = [f"{moves:.3f}", f"{replies:.3f}", f"{dreamed:.2f}", f"{share:.3f}", f"{planned:.3f}", f"{best:.2f}"]
+    print(f"| {seed} | {label} | {' | '.join(cells)} |", flush=True)
+
+
 def dialogue(seeds: list[int]) -> None:
     """The user learned from N real dialogues by the reference; then a speaker that no real dialogue taught."""
     head = (
@@ -75,33 +90,12 @@ def dialogue(seeds: list[int]) -> None:
     print(f"| user | real dialogues | {head} | J* |\n|---|---|---|---|---|---|---|---|")
     for seed in seeds:
         mdp = DialogueMDP(seed=seed)
-        best, start = mdp.optimal_solution().values[0].item(), mdp.objective(mdp.reference_logprobs).item()
-
-        def row(label: str, user: LatentUser, mdp: DialogueMDP = mdp, best: float = best, start: float = start) -> None:
-            speaker, dreamed = evolve_speaker(user, mdp, generations=40)
-            world = imagined_dialogue(mdp, *user_tables(user, mdp))
-            moves = (matched_moves(user, mdp.mood_moves) - mdp.mood_moves).abs().sum(-1).mean() / 2
-            asked = torch.tensor([len(state) // 2 < mdp.num_turns - 1 for state in mdp.states])
-            replies = (world.reply_probabilities - mdp.reply_probabilities)[asked].abs().sum(-1).mean() / 2
-            share, planned = (
-                (mdp.objective(each).item() - start) / (best - start)
-                for each in (speaker, world.optimal_solution().logprobs)
-            )
-            cells = [
-                f"{moves:.3f}",
-                f"{replies:.3f}",
-                f"{dreamed:.2f}",
-                f"{share:.3f}",
-                f"{planned:.3f}",
-                f"{best:.2f}",
-            ]
-            print(f"| {seed} | {label} | {' | '.join(cells)} |", flush=True)
-
         sizes = {"num_words": mdp.num_words, "num_replies": mdp.num_replies, "num_moods": mdp.num_moods}
         for count in (30, 100, 1000):
             real = mdp.sample(mdp.policy(), count, generator=torch.Generator().manual_seed(seed))
-            row(str(count), fit_latent_user(real, **sizes, seed=seed, restarts=3, steps=300))
-        row("0: never learned", LatentUser(*sizes.values(), seed=seed))
+            user = fit_latent_user(real, **sizes, seed=seed, restarts=3, steps=300)
+            dialogue_row(seed, str(count), user, mdp)
+        dialogue_row(seed, "0: never learned", LatentUser(*sizes.values(), seed=seed), mdp)
 
 
 def main() -> None:
