@@ -1,14 +1,15 @@
 """Does refreshing the reward model delay over-optimisation, and what does it cost in labels? On the built-in world.
 
-python studies/refresh.py run --seeds 0 1 2
-python studies/refresh.py table
+python studies/refresh.py run --seeds 0 1 2 3 4
+python studies/refresh.py table --plot docs/images/studies/refresh.png
 
 Per seed a small decoder is fine-tuned on the letter book and a reward model learns from a few rankings; then PPO climbs
 that reward with a weak penalty, so that it is over-optimised. Arms, all from the same start and on the same letters:
 
-    never       the reward model stays as it is
-    refresh     the annotators rank answers of the current policy a few times on the way
-    at once     as many rankings of the fine-tuned model's answers before the run, none on the way
+    never             the reward model stays as it is
+    refresh           the annotators rank answers of the current policy three times on the way, 48 sets of four in all
+    refresh, fourfold the same with 192
+    at once           48 rankings of the fine-tuned model's answers before the run, none on the way
 
 Gold is watched, never learned from.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from plaudit.configs.align import AlignConfig
 from plaudit.configs.data import DataConfig
@@ -48,8 +50,10 @@ SIZES = {
     "layers": 2,
     "max_new_tokens": 64,
 }
-ITERATIONS, LETTERS, SAMPLES = 24, 12, 6
-LABELS, EVERY = 60, 6
+ITERATIONS, LETTERS, SAMPLES = 24, 8, 6
+EVERY = 6
+ARMS = {"never": 0, "refresh": 48, "refresh, fourfold": 192, "at once": 48}
+"""Rankings of four answers that each asks for."""
 
 
 def gold(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
@@ -77,7 +81,7 @@ def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Co
     """As many new rankings as a refreshed run asks for in all, of the fine-tuned model's answers, before the run."""
     policy = CausalLM.from_pretrained(str(folder / "sft" / "model"))
     run = pipeline.DemoRun(DemoConfig(output=folder, seed=seed, **SIZES), World(seed))
-    prompts = run.world.prompts(LABELS)
+    prompts = run.world.prompts(ARMS["at once"])
     answers = pipeline._sample(run, policy, prompts, samples=4, seed=seed + 77)
     asked = [
         Question(id=f"once-{number}", prompt=prompt, completions=tuple(dict.fromkeys(filter(None, texts))))
@@ -97,9 +101,14 @@ def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Co
     reward.main(RewardTrainingConfig.model_validate(settings), train=[*judged, *rankings], model=model)
 
 
+def arm_folder(folder: Path, arm: str) -> Path:
+    """Where an arm of a seed's folder is."""
+    return folder / arm.replace(",", "").replace(" ", "-")
+
+
 def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
     """One aligned policy; its metrics stay in the arm's folder."""
-    output = folder / arm.replace(" ", "-")
+    output, refreshed = arm_folder(folder, arm), arm.startswith("refresh")
     if (output / "result.json").exists():
         return
     rankings = read_data(DataConfig(path=str(folder / "data" / "train.jsonl"))).records
@@ -116,7 +125,7 @@ def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
     )
     refresh = {
         "every": EVERY,
-        "budget": LABELS,
+        "budget": ARMS[arm],
         "completions": 4,
         "old_per_new": 2.0,
         "epochs": 2.0,
@@ -145,7 +154,7 @@ def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
         "overwrite": True,
         "log_every": ITERATIONS,
         "tokens_per_micro_batch": 4096,
-        "refresh_reward": refresh if arm == "refresh" else None,
+        "refresh_reward": refresh if refreshed else None,
     }
     prompts = [PromptRecord(prompt=text) for text in World(seed).prompts(ITERATIONS * LETTERS)]
     begun = time.process_time()
@@ -153,13 +162,10 @@ def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
         AlignConfig.model_validate(settings),
         prompts=prompts,
         reward=scorer,
-        comparisons=rankings if arm == "refresh" else None,
-        annotator=Shop(seed=seed) if arm == "refresh" else None,
+        comparisons=rankings if refreshed else None,
+        annotator=Shop(seed=seed) if refreshed else None,
     )
     print(json.dumps({"seed": seed, "arm": arm, "cpu_seconds": round(time.process_time() - begun)}), flush=True)
-
-
-ARMS = ("never", "refresh", "at once")
 
 
 def curves(folder: Path) -> dict[str, np.ndarray]:
@@ -175,32 +181,83 @@ def curves(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the first and the last four iterations, the best four in a row, and what was lost since."""
+    smooth = np.convolve(found["gold"], np.ones(4) / 4, "valid")
+    return {
+        "gold_first": smooth[0],
+        "gold_best": smooth.max(),
+        "gold_last": smooth[-1],
+        "lost": smooth.max() - smooth[-1],
+        "first_proxy_last": found["first"][-4:].mean(),
+        "distance_last": found["distance"][-4:].mean(),
+    }
+
+
+def differences(rows: dict[str, dict[str, dict[str, float]]], arm: str) -> str:
+    """An arm minus `never`, paired by seed: mean and standard error of final gold and of what was lost."""
+    shown = []
+    for name in ("gold_last", "lost"):
+        found = np.array([rows[arm][seed][name] - rows["never"][seed][name] for seed in rows[arm]])
+        error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+        shown.append(f"{found.mean():+.2f} ± {error:.2f}")
+    return " | ".join(shown)
+
+
 def table(root: Path) -> None:
-    """One row per arm and seed: means over the first and the last four iterations, and the best four in a row."""
-    print(
-        "| seed | arm | labels | gold at first | best | at the end | lost since its best "
-        "| first proxy at the end | √KL |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    rows: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
+    """One row per arm and seed, the means, and the paired differences from the arm that never asks."""
+    print("| seed | arm | gold at first | best | at the end | lost since its best | first proxy at the end | √KL |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
+    trust: dict[str, list[list[float]]] = {}
     for folder in sorted(root.glob("seed*")):
         for arm in ARMS:
-            if not (folder / arm.replace(" ", "-") / "result.json").exists():
+            if not (arm_folder(folder, arm) / "result.json").exists():
                 continue
-            found = curves(folder / arm.replace(" ", "-"))
-            smooth = np.convolve(found["gold"], np.ones(4) / 4, "valid")
-            row = [smooth[0], smooth.max(), smooth[-1], smooth.max() - smooth[-1]]
-            row += [found["first"][-4:].mean(), found["distance"][-4:].mean()]
-            rows[arm].append(row)
-            shown = " | ".join(f"{value:.2f}" for value in row)
-            print(f"| {folder.name[4:]} | {arm} | {found['labels'][0]:.0f} | {shown} |")
-            if arm == "refresh":
-                before, after = (np.round(found[name], 2).tolist() for name in ("accuracy_before", "accuracy_after"))
-                print(f"refreshes of seed {folder.name[4:]}: accuracy before {before}, after {after}")
-    for arm, found_rows in rows.items():
-        if found_rows:
-            means = np.mean(found_rows, 0)
-            print(f"| mean of {len(found_rows)} | {arm} | | " + " | ".join(f"{value:.2f}" for value in means) + " |")
+            found = curves(arm_folder(folder, arm))
+            row = rows[arm][folder.name[4:]] = summary(found)
+            print(f"| {folder.name[4:]} | {arm} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |")
+            if found["labels"][0]:
+                trust.setdefault(f"{arm}: accuracy before", []).append(found["accuracy_before"].tolist())
+                trust.setdefault(f"{arm}: accuracy after", []).append(found["accuracy_after"].tolist())
+    for arm, by_seed in rows.items():
+        if by_seed:
+            means = np.mean([list(row.values()) for row in by_seed.values()], 0)
+            print(f"| mean of {len(by_seed)} | {arm} | " + " | ".join(f"{value:.2f}" for value in means) + " |")
+    print("\n| arm minus never | labels | gold at the end | lost since its best |\n|---|---|---|---|")
+    for arm, by_seed in rows.items():
+        if arm != "never" and by_seed:
+            print(f"| {arm} | {ARMS[arm]} | {differences(rows, arm)} |")
+    print()
+    for name, values in trust.items():
+        print(f"{name}, at each refresh, mean over seeds: {np.round(np.mean(values, 0), 2).tolist()}")
+
+
+def plot(root: Path, path: Path) -> None:
+    """Gold and the first proxy by iteration, mean over seeds, four iterations smoothed; as picture and CSV."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    lines = ["arm,iteration,gold,first_proxy,distance"]
+    for arm in ARMS:
+        folders = [arm_folder(each, arm) for each in sorted(root.glob("seed*"))]
+        found = [curves(each) for each in folders if (each / "result.json").exists()]
+        if not found:
+            continue
+        means = {name: np.mean([each[name] for each in found], 0) for name in ("gold", "first", "distance")}
+        smooth = {name: np.convolve(values, np.ones(4) / 4, "valid") for name, values in means.items()}
+        for place, name in enumerate(("gold", "first")):
+            axes[place].plot(np.arange(4, len(means[name]) + 1), smooth[name], label=arm)
+        rows = zip(means["gold"], means["first"], means["distance"], strict=True)
+        lines += [f'"{arm}",{n},{a:.4f},{b:.4f},{c:.4f}' for n, (a, b, c) in enumerate(rows, 1)]
+    for place, title in enumerate(("gold", "the first reward model's score")):
+        axes[place].set_title(title)
+        axes[place].set_xlabel("iteration")
+        for refresh in range(EVERY, ITERATIONS, EVERY):
+            axes[place].axvline(refresh, color="0.85", linewidth=0.8, zorder=0)
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    path.with_suffix(".csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -209,10 +266,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--kl-coefficient", type=float, default=0.02)
+    parser.add_argument("--plot", type=Path, help="of table: a picture, with a CSV beside it")
     parser.add_argument("--output", type=Path, default=Path("runs/studies/refresh"))
     arguments = parser.parse_args()
     if arguments.part == "table":
         table(arguments.output)
+        if arguments.plot is not None:
+            plot(arguments.output, arguments.plot)
         return
     for seed in arguments.seeds:
         folder = arguments.output / f"seed{seed}"

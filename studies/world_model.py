@@ -1,14 +1,21 @@
 """World models: CartPole in the dream, and the hidden mood of a dialogue's user, with their controls.
 
-python studies/world_model.py cartpole --seeds 0 1 2
+python studies/world_model.py cartpole --seeds 0 1 2 3 4 5 6 7 8 9
+python studies/world_model.py cartpole --seeds 0 1 2 --embedded
+python studies/world_model.py table
 python studies/world_model.py dialogue --seeds 0 1 2 3 4
 """
 
 import argparse
 import json
 import time
+from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
+from control_peer import bootstrap_interval, interquartile_mean
 
 from plaudit.algorithms.base import TaskSizes
 from plaudit.algorithms.world_dialogue import evolve_speaker, fit_latent_user, matched_moves
@@ -18,53 +25,117 @@ from plaudit.configs.world_model import WorldModelConfig
 from plaudit.models.user import LatentUser
 from plaudit.models.world import RecurrentDynamics
 from plaudit.rollout.dialogue import DialogueMDP
-from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+from plaudit.rollout.environments import Collector, MakeEnvironment, evaluate_policy, make_environments
 from plaudit.rollout.imagination import LinearController, World, WorldPolicy
 from plaudit.rollout.imagined_dialogue import imagined_dialogue, user_tables
+from plaudit.rollout.trajectory import StepPolicy
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "world-model-cartpole.jsonl"
+EMBEDDED = {"encoder": "variational", "code_size": 6, "observation_noise": 0.02}
 
 
-def cartpole(seeds: list[int], real_steps: int, episodes: int, options: dict[str, object]) -> None:
-    """20,000 real steps of mixed play, world and controller learned without another; then 100 real episodes."""
+class Embedded(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray]):
+    """CartPole seen through 24 sensors, `tanh(W s + b)` with `W, b` drawn once: no number of it is the state."""
+
+    def __init__(self, environment: gymnasium.Env[np.ndarray, int]) -> None:
+        super().__init__(environment)
+        draws = np.random.default_rng(0)
+        # In units of what play sees: position, speed, angle, angular speed.
+        self.weights = draws.normal(0, 0.7, (24, 4)) / np.array([1.0, 1.0, 0.1, 1.0])
+        self.shifts = draws.normal(0, 0.5, 24)
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (24,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """What the sensors say, `[24]`."""
+        return np.asarray(np.tanh(self.weights @ observation + self.shifts), dtype=np.float32)
+
+
+def embedded_cartpole() -> gymnasium.Env[np.ndarray, int]:
+    """CartPole-v1 behind `Embedded`."""
+    return Embedded(gymnasium.make("CartPole-v1"))
+
+
+def judged(place: str | MakeEnvironment, policy: StepPolicy, *, episodes: int, seed: int) -> dict[str, float]:
+    """Real returns of fresh episodes."""
+    found = torch.tensor(evaluate_policy(place, policy, num_episodes=episodes, seed=12345 + seed), dtype=torch.float64)
+    return {"mean": found.mean().item(), "deviation": found.std().item(), "least": found.min().item()}
+
+
+def cartpole_seed(
+    seed: int, *, real_steps: int, episodes: int, embedded: bool, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Real steps of mixed play, world and controller learned without another; then real episodes, and the controls."""
+    begun = time.process_time()
+    place: str | MakeEnvironment = embedded_cartpole if embedded else "CartPole-v1"
+    config = WorldModelConfig.model_validate((EMBEDDED if embedded else {}) | options)
+    agent = WorldModel(config, TaskSizes(24 if embedded else 4, 2), total_steps=real_steps, seed=seed)
+    collector = Collector(make_environments(place, agent.num_environments), seed=1000 * seed)
+    metrics: dict[str, float] = {}
+    while agent.rounds_done < config.rounds:
+        metrics = agent.update(collector.collect(agent.policy, agent.num_steps))
+    collector.environments.close()
+    row: dict[str, Any] = {"seed": seed, "embedded": embedded, "cpu_seconds": round(time.process_time() - begun)}
+    # Mixed play is many short episodes and a few lucky long ones; nothing has been learned yet while it lasts.
+    row |= {
+        "mean_length_of_play": float(np.mean(collector.episode_lengths)),
+        "episodes_of_play": len(collector.episode_lengths),
+    }
+    row |= metrics
+    row["learned"] = judged(place, agent.greedy_policy(), episodes=episodes, seed=seed)
+    # Control 1: the same evolution in a world that was never learned (with the same encoder and starts).
+    blank = RecurrentDynamics(agent.world.dynamics.code_size, 2, hidden_size=config.hidden_size, seed=seed)
+    controller, _ = evolve_controller(blank, agent.starts(), config, seed=seed)
+    untrained = WorldPolicy(World(agent.world.encoder, blank), controller, agent.prepare)
+    row["untrained_world"] = judged(place, untrained, episodes=episodes, seed=seed)
+    # Control 2: random controllers on the learned world's features.
+    generator, shape = torch.Generator().manual_seed(seed), (2, agent.world.dynamics.feature_size + 1)
+    row["random_controllers"] = [
+        judged(
+            place,
+            WorldPolicy(agent.world, LinearController(torch.randn(shape, generator=generator)), agent.prepare),
+            episodes=20,
+            seed=seed,
+        )["mean"]
+        for _ in range(3)
+    ]
+    return row
+
+
+def cartpole(seeds: list[int], results: Path, **options: Any) -> None:
+    """Adds the seeds that `results` does not have yet."""
     for seed in seeds:
-        begun = time.process_time()
-        config = WorldModelConfig.model_validate(options)
-        agent = WorldModel(config, TaskSizes(4, 2), total_steps=real_steps, seed=seed)
-        collector = Collector(make_environments("CartPole-v1", agent.num_environments), seed=1000 * seed)
-        metrics: dict[str, float] = {}
-        while agent.rounds_done < config.rounds:
-            metrics = agent.update(collector.collect(agent.policy, agent.num_steps))
-        played = torch.tensor(collector.episode_lengths, dtype=torch.float64)
-        seconds = time.process_time() - begun
-        line = {"seed": seed, "played_mean": played.mean().item(), "played_longest": played.max().item()}
-        line |= {"cpu_seconds": round(seconds)} | metrics
+        if not any((row["seed"], row["embedded"]) == (seed, options["embedded"]) for row in rows(results)):
+            row = cartpole_seed(seed, **options)
+            print(json.dumps(row), flush=True)
+            with results.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
 
-        def judged(policy: WorldPolicy, seed: int = seed) -> dict[str, float]:
-            found = torch.tensor(
-                evaluate_policy("CartPole-v1", policy, num_episodes=episodes, seed=12345 + seed), dtype=torch.float64
+
+def rows(results: Path) -> list[dict[str, Any]]:
+    """The seeds so far."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def table(results: Path) -> None:
+    """The seeds as a Markdown table, with the interquartile mean and its bootstrap interval."""
+    print("| observations | controller | mean return of each seed | interquartile mean | 95 % interval |")
+    print("|---|---|---|---|---|")
+    for embedded in (False, True):
+        found = sorted((row for row in rows(results) if row["embedded"] == embedded), key=lambda row: row["seed"])
+        if not found:
+            continue
+        means = {
+            "of the learned world": [row["learned"]["mean"] for row in found],
+            "of an untrained world": [row["untrained_world"]["mean"] for row in found],
+            "random, mean of three": [float(np.mean(row["random_controllers"])) for row in found],
+        }
+        for label, each in means.items():
+            low, high = bootstrap_interval(each)
+            shown = ", ".join(f"{mean:.0f}" for mean in each)
+            print(
+                f"| {'24 sensors' if embedded else 'state'} | {label} | {shown} | "
+                f"{float(interquartile_mean(each)):.1f} | {low:.1f} to {high:.1f} |"
             )
-            return {"mean": found.mean().item(), "deviation": found.std().item(), "least": found.min().item()}
-
-        line["learned"] = judged(agent.greedy_policy())
-        # Control 1: the same evolution in a world that was never learned (with the same encoder and starts).
-        blank = RecurrentDynamics(4, 2, hidden_size=config.hidden_size, components=config.components, seed=seed)
-        controller, dreamed = evolve_controller(blank, agent.starts(), config, seed=seed)
-        line["untrained_world"] = judged(WorldPolicy(World(agent.world.encoder, blank), controller, agent.prepare))
-        line["untrained_dream"] = dreamed["dream/mean_return"]
-        # Control 2: random controllers on the learned world's features.
-        generator = torch.Generator().manual_seed(seed)
-        returns = [
-            judged(
-                WorldPolicy(
-                    agent.world,
-                    LinearController(torch.randn(agent.controller.weights.shape, generator=generator)),
-                    agent.prepare,
-                )
-            )["mean"]
-            for _ in range(3)
-        ]
-        line["random_controllers"] = returns
-        print(json.dumps(line), flush=True)
-        collector.environments.close()
 
 
 def dialogue_row(seed: int, label: str, user: LatentUser, mdp: DialogueMDP) -> None:
@@ -100,17 +171,27 @@ def dialogue(seeds: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cartpole", "dialogue"])
+    parser.add_argument("part", choices=["cartpole", "table", "dialogue"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--real-steps", type=int, default=20_000)
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--embedded", action="store_true", help="CartPole through sensors, encoded by a VAE")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows of CartPole are kept")
     parser.add_argument("--set", nargs="*", default=[], help="options of the world model, such as temperature=1.2")
     arguments = parser.parse_args()
     if arguments.part == "dialogue":
         dialogue(arguments.seeds)
-        return
-    options = dict(each.split("=", 1) for each in arguments.set)
-    cartpole(arguments.seeds, arguments.real_steps, arguments.episodes, options)
+    elif arguments.part == "table":
+        table(arguments.results)
+    else:
+        cartpole(
+            arguments.seeds,
+            arguments.results,
+            real_steps=arguments.real_steps,
+            episodes=arguments.episodes,
+            embedded=arguments.embedded,
+            options=dict(each.split("=", 1) for each in arguments.set),
+        )
 
 
 if __name__ == "__main__":

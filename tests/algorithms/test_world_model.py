@@ -48,6 +48,23 @@ def test_segments_end_where_episodes_do():
         segments([], 4)
 
 
+def test_segments_go_on_from_one_batch_into_the_next():
+    whole = play(rows=2, steps=10)
+    continues = whole.continues.clone()
+    continues[1, 4] = 0
+    whole = whole.with_fields(continues=continues)
+    pieces = [
+        whole.with_fields(**{name: tensor[:, start:end] for name, tensor in whole.tensors().items()})
+        for start, end in ((0, 3), (3, 6), (6, 10))
+    ]
+    parts, at_once = segments(pieces, 8), segments([whole], 8)
+    assert parts.mask.sum(1).tolist() == [8, 2, 5, 5]
+    for name, tensor in at_once.tensors().items():
+        torch.testing.assert_close(parts.tensors()[name], tensor)
+    with pytest.raises(ValueError, match=r"same environments, got \[1, 2\]"):
+        segments([whole, whole.select(torch.tensor([0]))], 8)
+
+
 def test_the_dynamics_learn_both_ways_a_coin_can_send_them():
     """The change is ±1 or ±2 by the action: two sharp modes, which one Gaussian cannot have."""
     rows, found = play(), {}

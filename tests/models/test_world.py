@@ -42,6 +42,8 @@ def test_units_are_those_of_the_data():
     torch.testing.assert_close(after.means, before.means * torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(after.log_scales - before.log_scales, torch.tensor([3.0, 1.0]).log().expand(4, 5, 2))
     torch.testing.assert_close(after.rewards, 2 * before.rewards)
+    dynamics.set_scales(codes, following, torch.tensor([2.0, -1.0, 0.5, 0.0]))
+    assert dynamics.reward_range.tolist() == [-1, 2]
 
 
 def test_plain_codes_are_standardised():

@@ -1,5 +1,7 @@
 """Dreams in a world whose every step is known, and real acting with the world's memory."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ class Stairs:
     """Code and memory are numbers: action 1 goes up, 0 down; a step pays where it leads; 3 and -3 are the end."""
 
     code_size, num_actions, feature_size = 1, 2, 2
+    reward_range = (-math.inf, math.inf)
 
     def initial(self, num_rows):
         return torch.zeros(num_rows, 1)
@@ -48,6 +51,14 @@ def test_a_dream_by_hand():
     assert not found.truncated.any()
     assert found.observations.tolist()[0] == [[0, 0], [1, 1], [2, 2]]
     assert found.next_observations.tolist()[0] == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_a_dream_pays_no_more_than_was_ever_seen():
+    world = Stairs()
+    world.reward_range = (-1.0, 2.0)
+    assert dream(world, UP, torch.tensor([[0.0]]), horizon=5).rewards.tolist() == [[1, 2, 2]]
+    returns = dreamed_returns(world, torch.stack([UP.weights, -UP.weights]), torch.tensor([[0.0]]), horizon=5)
+    assert returns.tolist() == [[5], [-3]]
 
 
 def test_a_dream_that_reaches_its_horizon_is_cut_off():

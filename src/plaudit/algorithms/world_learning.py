@@ -21,27 +21,33 @@ ROWS_PER_STEP, PICTURES_PER_STEP = 32, 64
 
 
 def segments(play: Sequence[Trajectory], length: int) -> Trajectory:
-    """Play `[B, T]` as rows of at most `length` steps in which nothing ends before the last one.
+    """Play as rows of at most `length` steps in which nothing ends before the last one.
 
     A row may begin in the middle of an episode. `state`, which belongs to whole rows, is left out.
 
+    Args:
+        play: `[B, T_i]` each, one behind the other from the same `B` environments, so that a row may go on from one into
+            the next.
+        length: most steps of a row.
+
     Raises:
-        ValueError: if there is no counted step.
+        ValueError: if there is no counted step, or the number of environments changes.
     """
-    rows: list[Trajectory] = []
-    for trajectory in play:
-        whole = trajectory.with_fields(state=None, group_ids=None, policy_version=None)
-        ended = (whole.continues == 0) | whole.truncated
-        for row in range(whole.num_rows):
-            start = 0
-            for step in range(whole.num_steps):
-                if ended[row, step] or step - start + 1 == length or step + 1 == whole.num_steps:
-                    piece = {name: tensor[row : row + 1, start : step + 1] for name, tensor in whole.tensors().items()}
-                    if bool(piece["mask"].any()):
-                        rows.append(Trajectory(**piece))
-                    start = step + 1
-    if not rows:
+    if len({each.num_rows for each in play}) > 1:
+        raise ValueError(f"play must be of the same environments, got {sorted({each.num_rows for each in play})} rows")
+    found = [each.with_fields(state=None, group_ids=None, policy_version=None).tensors() for each in play]
+    if not any(bool(each["mask"].any()) for each in found):
         raise ValueError("there is no play to learn a world from")
+    whole = {name: torch.cat([each[name] for each in found], 1) for name in found[0]}
+    rows: list[Trajectory] = []
+    for row, ends in enumerate(((whole["continues"] == 0) | whole["truncated"]).tolist()):
+        start = 0
+        for step, ended in enumerate(ends):
+            if ended or step - start + 1 == length or step + 1 == len(ends):
+                piece = {name: tensor[row : row + 1, start : step + 1] for name, tensor in whole.items()}
+                if bool(piece["mask"].any()):
+                    rows.append(Trajectory(**piece))
+                start = step + 1
     return concatenate(rows)
 
 

@@ -14,7 +14,7 @@ class WorldModelConfig(Config):
     """World model."""
     rounds: int = Field(default=1, gt=0)
     """How often world and controller are learned, each time from all play so far. In the first round play is a mix of
-    random controllers and chance; in later ones every other episode is the controller's."""
+    random controllers and chance; in later ones every other batch of steps is the controller's."""
     environments: int = Field(default=8, gt=0)
     """Environments that are played side by side."""
 

@@ -148,10 +148,13 @@ class RecurrentDynamics(nn.Module):
 
     Attributes:
         code_size, num_actions, hidden_size, components: `Z`, `A`, `H`, `M`.
+        change, reward_scale: units of a code's change `[Z]` and of rewards.
+        reward_range: the least and the greatest reward that was ever seen; without bounds at first.
     """
 
     change: Tensor
     reward_scale: Tensor
+    reward_range: Tensor
 
     def __init__(
         self,
@@ -184,6 +187,7 @@ class RecurrentDynamics(nn.Module):
             self.outcome = _head(seen, head_size, 2)
         self.register_buffer("change", torch.ones(code_size))
         self.register_buffer("reward_scale", torch.ones(()))
+        self.register_buffer("reward_range", torch.tensor([-math.inf, math.inf]))
 
     @property
     def feature_size(self) -> int:
@@ -234,7 +238,9 @@ class RecurrentDynamics(nn.Module):
         return Prediction(*(each.squeeze(1) for each in found)), memory
 
     def set_scales(self, codes: Tensor, next_codes: Tensor, rewards: Tensor) -> None:
-        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: root mean squares, or 1 where 0."""
+        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: root mean squares, or 1 where 0; and the range
+        of the rewards, which dreams stay in."""
+        self.reward_range.copy_(torch.stack([rewards.min(), rewards.max()]))
         for buffer, values in ((self.change, next_codes - codes), (self.reward_scale, rewards)):
             size = values.square().mean(0).sqrt()
             buffer.copy_(torch.where(size > 1e-6, size, torch.ones_like(size)))

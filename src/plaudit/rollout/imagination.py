@@ -61,7 +61,9 @@ def _steps(
         codes = sample_mixture(*found[:3], uniform.repeat(repeats), normal.repeat(repeats, 1), temperature=temperature)
         following = world.features(codes, memory)
         goes_on = found.continuation_logits > 0
-        yield _Step(features, drawn, found.rewards, goes_on, alive, following)
+        # No more than was ever seen: a controller finds where a head that extrapolates promises too much.
+        rewards = found.rewards.clamp(*world.reward_range)
+        yield _Step(features, drawn, rewards, goes_on, alive, following)
         features, alive = following, alive & goes_on
         if not alive.any():
             return
