@@ -11,11 +11,11 @@ sampled. Source: Ha and Schmidhuber, "World models" (arXiv:1803.10122), with a d
 
 import itertools
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from plaudit.algorithms.deep_dyna import fit_user, user_loss
+from plaudit.algorithms.evolution import evolve
 from plaudit.models.user import LatentUser
 from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.imagined_dialogue import imagined_dialogue, turns_of, user_tables
@@ -107,20 +107,14 @@ def evolve_speaker(
     Returns:
         `log π`, `[S, A]`, and its J in the learned world.
     """
-    try:
-        import cma
-    except ModuleNotFoundError as error:
-        raise ValueError("evolving a speaker needs the package cma: pip install 'plaudit[world]'") from error
     world, features = imagined_dialogue(mdp, *user_tables(user, mdp)), speaker_features(user, mdp)
-    shape = (mdp.num_words, features.shape[1])
-    options = {"popsize": population, "seed": seed + 1, "verbose": -9}
-    strategy = cma.CMAEvolutionStrategy(np.zeros(shape[0] * shape[1]), 0.5, options)
 
-    def speaker(weights: np.ndarray) -> Tensor:
-        return speaker_logprobs(torch.tensor(weights).reshape(shape), features, mdp.reference_logprobs)
+    def judge(weights: Tensor) -> Tensor:
+        return torch.stack(
+            [world.objective(speaker_logprobs(each, features, mdp.reference_logprobs)) for each in weights]
+        )
 
-    for _ in range(generations):
-        asked = strategy.ask()
-        strategy.tell(asked, [-float(world.objective(speaker(weights))) for weights in asked])
-    best = speaker(strategy.mean)
+    begin = torch.zeros(mdp.num_words, features.shape[1], dtype=torch.float64)
+    found = evolve(begin, judge, spread=0.5, population=population, generations=generations, seed=seed)
+    best = speaker_logprobs(found, features, mdp.reference_logprobs)
     return best, float(world.objective(best))

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plaudit.algorithms.build import build_algorithm
+from plaudit.algorithms.evolution import evolve
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.world_model import WorldModelConfig
 from plaudit.core.world_losses import autoencoder_loss, mixture_density_loss, reward_continuation_loss
@@ -26,8 +26,8 @@ def segments(play: Sequence[Trajectory], length: int) -> Trajectory:
     A row may begin in the middle of an episode. `state`, which belongs to whole rows, is left out.
 
     Args:
-        play: `[B, T_i]` each, one behind the other from the same `B` environments, so that a row may go on from one into
-            the next.
+        play: `[B, T_i]` each, one behind the other from the same `B` environments; a row may go on from one into the
+            next.
         length: most steps of a row.
 
     Raises:
@@ -137,8 +137,7 @@ def evolve_controller(
 ) -> tuple[LinearController, dict[str, float]]:
     """A linear controller by CMA-ES, judged in dreams alone.
 
-    Within a generation all controllers meet the same dreams; the controller that is returned is the mean of the last
-    generation's distribution, which is less lucky than its best sample.
+    Within a generation all controllers meet the same dreams; see `plaudit.algorithms.evolution`.
 
     Args:
         dynamics: the learned world.
@@ -150,25 +149,14 @@ def evolve_controller(
 
     Returns:
         the controller and the last generation's metrics.
-
-    Source: Hansen, "The CMA evolution strategy: a tutorial" (arXiv:1604.00772), by the package `cma`; used as in Ha and
-    Schmidhuber (arXiv:1803.10122), appendix A.4.
     """
-    try:
-        import cma
-    except ModuleNotFoundError as error:
-        raise ValueError("controller: cma needs the package cma: pip install 'plaudit[world]'") from error
     shape = (dynamics.num_actions, dynamics.feature_size + 1)
-    begin = np.zeros(math.prod(shape)) if initial is None else initial.double().flatten().numpy()
-    options = {"popsize": config.population, "seed": seed + 1, "verbose": -9}
-    strategy = cma.CMAEvolutionStrategy(begin, config.initial_spread, options)
     generator = torch.Generator().manual_seed(seed)
     metrics: dict[str, float] = {}
-    for generation in range(config.generations):
-        asked = strategy.ask(config.population)
+
+    def judge(weights: Tensor) -> Tensor:
         chosen = starts[torch.randint(len(starts), (config.dreams,), generator=generator)]
-        weights = torch.tensor(np.array(asked), dtype=starts.dtype).reshape(-1, *shape)
-        found = dreamed_returns(
+        return dreamed_returns(
             dynamics,
             weights,
             chosen,
@@ -176,11 +164,21 @@ def evolve_controller(
             temperature=config.temperature,
             generator=generator,
         ).mean(1)
-        strategy.tell(asked, (-found).tolist())
-        metrics = {"dream/mean_return": found.mean().item(), "dream/best_return": found.max().item()}
+
+    def noted(generation: int, returns: Tensor) -> None:
+        metrics.update({"dream/mean_return": returns.mean().item(), "dream/best_return": returns.max().item()})
         if report is not None:
             report(generation, metrics)
-    mean = torch.tensor(strategy.mean, dtype=starts.dtype).reshape(shape)
+
+    mean = evolve(
+        starts.new_zeros(shape) if initial is None else initial.to(starts),
+        judge,
+        spread=config.initial_spread,
+        population=config.population,
+        generations=config.generations,
+        seed=seed,
+        report=noted,
+    )
     return LinearController(mean), metrics
 
 

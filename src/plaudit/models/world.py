@@ -238,8 +238,10 @@ class RecurrentDynamics(nn.Module):
         return Prediction(*(each.squeeze(1) for each in found)), memory
 
     def set_scales(self, codes: Tensor, next_codes: Tensor, rewards: Tensor) -> None:
-        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: root mean squares, or 1 where 0; and the range
-        of the rewards, which dreams stay in."""
+        """Units of changes `[N, Z]` and rewards `[N]` from what was seen: root mean squares, or 1 where 0.
+
+        The range of the rewards too, in which dreams stay.
+        """
         self.reward_range.copy_(torch.stack([rewards.min(), rewards.max()]))
         for buffer, values in ((self.change, next_codes - codes), (self.reward_scale, rewards)):
             size = values.square().mean(0).sqrt()
