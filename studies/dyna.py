@@ -6,6 +6,7 @@ python studies/dyna.py dialogue
 """
 
 import argparse
+import itertools
 import math
 import time
 
@@ -26,15 +27,14 @@ def episode_lengths(config: DynaConfig, *, episodes: int, seed: int) -> list[int
     """Steps of each episode in the maze of example 8.1."""
     world = GridWorld(dyna_maze())
     tables = DynaTables(config, int(world.observation_space.n), 4, seed=seed)
-    lengths = []
-    for episode in range(episodes):
-        state, steps, ended = int(world.reset(seed=seed if episode == 0 else None)[0]), 0, False
-        while not ended:
-            action = tables.act(state)
-            observation, reward, ended, _, _ = world.step(np.int64(action))
-            tables.learn(state, action, reward, int(observation), float(not ended))
-            state, steps = int(observation), steps + 1
-        lengths.append(steps)
+    lengths, steps = [], 0
+    for _, ended in tables.play(world, seed=seed):
+        steps += 1
+        if ended:
+            lengths.append(steps)
+            steps = 0
+        if len(lengths) == episodes:
+            break
     return lengths
 
 
@@ -62,15 +62,8 @@ def rewards_over_time(
     """Reward so far after every step, in a maze that changes after `change_at` steps."""
     world = GridWorld(grids[0], later=[(change_at, grids[1])])
     tables = DynaTables(config, int(world.observation_space.n), 4, seed=seed)
-    state, total, found = int(world.reset(seed=seed)[0]), 0.0, []
-    for _ in range(steps):
-        action = tables.act(state)
-        observation, reward, ended, _, _ = world.step(np.int64(action))
-        tables.learn(state, action, reward, int(observation), float(not ended))
-        total += reward
-        state = int(world.reset()[0]) if ended else int(observation)
-        found.append(total)
-    return found
+    rewards = (reward for reward, _ in itertools.islice(tables.play(world, seed=seed), steps))
+    return list(itertools.accumulate(rewards))
 
 
 CHANGING = {

@@ -1,5 +1,6 @@
 """Tabular Dyna: by hand, against plain loops, and on mazes whose answers are known."""
 
+import itertools
 import math
 import random
 
@@ -121,16 +122,8 @@ def test_going_on_from_a_saved_state_is_the_same(options):
 def lengths(planning_steps, seed, episodes=25):
     world = GridWorld(dyna_maze())
     tables = DynaTables(DynaConfig(planning_steps=planning_steps), 47, 4, seed=seed)
-    found = []
-    for episode in range(episodes):
-        state, steps, ended = int(world.reset(seed=seed if episode == 0 else None)[0]), 0, False
-        while not ended:
-            action = tables.act(state)
-            observation, reward, ended, _, _ = world.step(np.int64(action))
-            tables.learn(state, action, reward, int(observation), float(not ended))
-            state, steps = int(observation), steps + 1
-        found.append(steps)
-    return found
+    ends = (step for step, (_, ended) in enumerate(tables.play(world, seed=seed), 1) if ended)
+    return np.diff([0, *itertools.islice(ends, episodes)]).tolist()
 
 
 def test_the_maze_of_the_book():
@@ -151,14 +144,9 @@ def test_only_the_bonus_finds_the_new_way():
         config = DynaConfig(planning_steps=10, learning_rate=1.0, bonus=bonus)
         totals = []
         for seed in range(3):
-            world, total = GridWorld(before, later=[(1000, after)]), 0.0
-            tables, state = DynaTables(config, 54, 4, seed=seed), int(world.reset(seed=seed)[0])
-            for step in range(3000):
-                action = tables.act(state)
-                observation, reward, ended, _, _ = world.step(np.int64(action))
-                tables.learn(state, action, reward, int(observation), float(not ended))
-                state = int(world.reset()[0]) if ended else int(observation)
-                total += reward * (step >= 2000)
+            tables = DynaTables(config, 54, 4, seed=seed)
+            steps = tables.play(GridWorld(before, later=[(1000, after)]), seed=seed)
+            total = sum(reward for reward, _ in itertools.islice(steps, 2000, 3000))
             totals.append(total)
         gained[bonus] = np.mean(totals)
     assert gained[1e-4] > 45  # one episode takes 16 steps at best: at most 62

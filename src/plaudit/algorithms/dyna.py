@@ -12,6 +12,7 @@ off by a time limit is learned from with its bootstrap, as any other.
 
 import heapq
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -86,6 +87,25 @@ class DynaTables:
             self.values[state][action] += self.config.learning_rate * error
             self._imagine()
         return error
+
+    def play(self, world: Any, *, seed: int) -> Iterator[tuple[float, bool]]:
+        """Act and learn in a Gymnasium environment with discrete observations, for as long as somebody asks.
+
+        Args:
+            world: is reset with `seed` first, and again after every end.
+            seed: of the world.
+
+        Yields:
+            the reward of each step, and whether an episode ended with it.
+        """
+        state = int(world.reset(seed=seed)[0])
+        while True:
+            action = self.act(state)
+            observation, reward, terminated, truncated, _ = world.step(action)
+            self.learn(state, action, float(reward), int(observation), float(not terminated))
+            ended = bool(terminated or truncated)
+            state = int(world.reset()[0]) if ended else int(observation)
+            yield float(reward), ended
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and numbers."""

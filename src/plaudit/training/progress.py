@@ -76,7 +76,8 @@ class ProgressReport:
         rate = (self._tokens - tokens_before) / elapsed
         left = elapsed / max(1, step - first) * (self.total_steps - step)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        detail = f"{step}/{self.total_steps}, {shown}, {rate:,.0f} {self.unit}/s, {duration_text(left)} left"
+        speed = f"{rate:,.0f} {self.unit}/s, {duration_text(left)} left"
+        detail = ", ".join(filter(None, [f"{step}/{self.total_steps}", shown, speed]))
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, detail=detail)
         elif not self.quiet and (step % self.every == 0 or step == self.total_steps):
