@@ -22,6 +22,8 @@ def plackett_luce_log_likelihood(
     - `exact`: the probability of the tiers is the sum over all strict orders that agree with them. Computed over sets:
       `f(S) = Σ_{i∈S} f(S∖i) exp(r_i) / Σ_{j∉S∖i} exp(r_j)`, with `f(S) = 0` for a set that a ranking cannot pass
       through. The last tier has probability 1, so a top-m ranking is m tiers of one and a last tier with the rest.
+      Where the host holds the values (on the CPU), each tier visits only the sets of its own completions, `2^m` for
+      `m` of them in place of `2^K` for the ranking; elsewhere that would make the device wait.
     - `efron`: for a tier of m with weight `w`, `W` the weight of it and all that follow:
       `log m! + Σ_i r_i - Σ_{k=0}^{m-1} log(W - k w / m)`; exact when the tied scores are equal, cheap for any K.
     Sources: Plackett, "The analysis of permutations", Appl. Statist. 24 (1975); Luce, "Individual choice behavior"
@@ -55,7 +57,7 @@ def plackett_luce_log_likelihood(
         raise ValueError(f"ties must be 'exact' or 'efron', got {ties!r}")
     if scores.shape[1] > MAX_EXACT_COMPLETIONS:
         raise ValueError(f"exact ties stop at K = {MAX_EXACT_COMPLETIONS}, got {scores.shape[1]}; use ties='efron'")
-    return _exact(scores, tiers, mask, top)
+    return (_exact_by_tier if scores.device.type == "cpu" else _exact)(scores, tiers, mask, top)
 
 
 def _counted(tiers: Tensor, mask: Tensor, top: int | None) -> Tensor:
@@ -138,3 +140,34 @@ def _exact(scores: Tensor, tiers: Tensor, mask: Tensor, top: int | None) -> Tens
         levels.append(torch.logsumexp(levels[-1][:, source] + step, dim=-1).clamp_min(impossible))
     drawn = (counted.to(torch.int64) << torch.arange(num, device=scores.device)).sum(-1)
     return torch.cat(levels, dim=1).gather(1, sets.place[drawn][:, None]).squeeze(1)
+
+
+def _exact_by_tier(scores: Tensor, tiers: Tensor, mask: Tensor, top: int | None) -> Tensor:
+    """`_exact` as a sum over tiers, tiers of one size together; reads sizes on the host. Same arguments and result."""
+    both = mask[:, :, None] & mask[:, None, :]
+    same = both & (tiers[:, :, None] == tiers[:, None, :])
+    later = both & (tiers[:, None, :] > tiers[:, :, None])
+    first = _counted(tiers, mask, top) & ~torch.tril(same, diagonal=-1).any(-1)
+    prompts, items = first.nonzero(as_tuple=True)
+    members = same[prompts, items]
+    log_rest = masked_logsumexp(scores[prompts], later[prompts, items])
+    sizes = members.sum(-1)
+    total = scores.new_zeros(scores.shape[0])
+    # One place alone is always visited, so that a table in which nothing counts still has a gradient, of zeros.
+    for size in sorted({1, *sizes.tolist()}):
+        rows = (sizes == size).nonzero()[:, 0]
+        tied = scores[prompts[rows]][members[rows]].view(-1, size)
+        total = total.index_add(0, prompts[rows], _log_tier_first(tied, log_rest[rows]))
+    return total
+
+
+def _log_tier_first(tied: Tensor, log_rest: Tensor) -> Tensor:
+    """Log-probability `[R]` that a tier `[R, m]` is drawn before all that follow it, of joint log-weight `[R]`."""
+    sets = _all_sets(tied.shape[1], tied.device)
+    left = masked_logsumexp(tied[:, None, :].expand(-1, len(sets.inside), -1), ~sets.inside.expand(len(tied), -1, -1))
+    # Nobody draws from what is left when the whole tier is gone.
+    log_left = torch.logaddexp(left, log_rest[:, None])
+    level = tied.new_zeros(len(tied), 1)
+    for last, before, source in zip(sets.last, sets.before, sets.source, strict=True):
+        level = torch.logsumexp(level[:, source] + tied[:, last] - log_left[:, before], dim=-1)
+    return level.squeeze(1)
