@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from plaudit.models.backbone import (
     ensure_pad_token,
     fit_tokenizer,
+    freeze_first_layers,
     grow_embeddings,
     is_causal,
     load_backbone,
@@ -76,6 +77,21 @@ def test_the_first_layers_alone_are_those_of_the_whole(architecture: str, tmp_pa
     assert torch.equal(found, expected)
     with pytest.raises(ValueError, match=r"backbone_layers: 4 asked for, but .* has 3"):
         load_backbone(tmp_path, layers=4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "opt"])
+def test_frozen_layers_have_no_gradient_and_all_others_have_one(architecture: str) -> None:
+    model = random_backbone(architecture, {**SIZES, "num_hidden_layers": 3})
+    freeze_first_layers(model, 2)
+    model(input_ids=torch.arange(1, 6)[None]).last_hidden_state.square().sum().backward()
+    touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    # The last layer, and a final norm where there is one.
+    last = {"bert": "encoder.layer.2.", "gpt2": "h.2.", "llama": "layers.2.", "opt": "decoder.layers.2."}[architecture]
+    whole = {name for name, _ in model.named_parameters()}
+    final = {name for name in whole if name.startswith(("norm.", "ln_f.", "decoder.final_layer_norm."))}
+    assert touched == {name for name in whole if name.startswith(last)} | final
+    with pytest.raises(ValueError, match="frozen_layers: 4 asked for, but there are 3"):
+        freeze_first_layers(model, 4)
 
 
 def test_every_weight_of_an_encoder_is_used() -> None:

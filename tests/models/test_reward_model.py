@@ -277,6 +277,7 @@ def test_building_leaves_the_global_generator_alone(decoder_folder: str) -> None
         ({"model_type": "llama"}, "name a tokenizer"),
         ({"backbone": "a", "backbone_config": {}}, "for random weights"),
         ({"backbone": "a", "backbone_layers": 1, "lora": {}}, "backbone_layers"),
+        ({"model_type": "llama", "tokenizer": "a", "frozen_layers": 1}, "frozen_layers"),
         ({"backbone": "a", "attributes": ("x", "x")}, "repeat"),
         ({"backbone": "a", "attributes": ("x", "y"), "attribute_weights": (1.0,)}, "1 attribute_weights for 2"),
         ({"backbone": "a", "aggregation": "last", "aggregate_over": "text"}, "last token"),

@@ -43,6 +43,10 @@ class RewardModelConfig(Config):
     """Keep only the first layers of a pretrained backbone: faster, and where the last layers are made for another task
     (sentence encoders) a middle layer often says more. None keeps all."""
 
+    frozen_layers: int | None = Field(default=None, ge=0)
+    """Keep the embeddings and this many first layers of a pretrained backbone as they are, and train the others. Where
+    judgements are few, less is forgotten, and a step costs less. None trains all."""
+
     read_layers: tuple[int, ...] | Literal["all"] | None = None
     """Whose states the aggregation reads, side by side, so that the head weighs them: numbers of layers (0 is the
     embeddings), or `all`. None reads the last layer alone. Where judgements are few, a fitted head on several layers
@@ -113,6 +117,8 @@ class RewardModelConfig(Config):
             raise ValueError(f"read_layers {layers}: name each layer once, from 0 (the embeddings) on")
         if self.backbone_layers is not None and (self.backbone is None or self.lora is not None):
             raise ValueError("backbone_layers cuts a pretrained backbone that is trained in full; leave it out here")
+        if self.frozen_layers is not None and (self.backbone is None or self.lora is not None):
+            raise ValueError("frozen_layers keeps layers of a pretrained backbone without adapters; leave it out here")
         if self.model_type is not None and self.tokenizer is None:
             raise ValueError(f"model_type {self.model_type!r} starts from random weights: name a tokenizer as well")
         if len(set(self.attributes)) != len(self.attributes):

@@ -188,7 +188,34 @@ def backbone_from_config(config: RewardModelConfig, tokenizer: Any) -> nn.Module
         assert config.model_type is not None  # the configuration's own check
         model = random_backbone(config.model_type, sizes, dtype=config.dtype, dropout=config.dropout, seed=config.seed)
     fit_tokenizer(model, tokenizer)
+    if config.frozen_layers is not None:
+        freeze_first_layers(model, config.frozen_layers)
     return model
+
+
+def freeze_first_layers(model: nn.Module, count: int) -> None:
+    """Stop the embeddings and the first `count` layers from being trained; gradients end above them.
+
+    Args:
+        model: a transformers base model; changed in place.
+        count: 0 freezes the embeddings alone.
+
+    Raises:
+        ValueError: if there are fewer layers, or they are not a list of modules.
+    """
+    depth = int(unwrap(model).config.get_text_config().num_hidden_layers)  # type: ignore[operator, union-attr]
+    if count > depth:
+        raise ValueError(f"frozen_layers: {count} asked for, but there are {depth} layers")
+    stacks = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
+    if not stacks:
+        raise ValueError(f"frozen_layers: the layers of {type(unwrap(model)).__name__} are not found")
+    above = {id(parameter) for parameter in stacks[0].parameters()}
+    embeddings = (each for each in model.modules() if isinstance(each, nn.Embedding))
+    frozen = {id(parameter) for part in (*stacks[0][:count], *embeddings) for parameter in part.parameters()}
+    for name, parameter in model.named_parameters():
+        # What belongs to embeddings without being one, such as their norm, is known by its name.
+        if id(parameter) in frozen or (id(parameter) not in above and "embed" in name):
+            parameter.requires_grad_(False)
 
 
 TOKENIZER_CHECK = "why is it so good? The cat sat on the mat, 3 times.\nNo. \u5929\u6c14 caf\u00e9"
