@@ -167,6 +167,28 @@ def test_a_run_starts_at_the_fit(tokenizer_folder: str, tmp_path: Path) -> None:
     assert losses["fitted"] < 0.1 < losses["random"]
 
 
+def test_frozen_layers_of_a_run_are_those_of_the_backbone(tokenizer_folder: str, tmp_path: Path) -> None:
+    """Bit for bit, while the layer above them and the fitted head move."""
+    whole = RewardModel.from_backbone(tiny_model(tokenizer_folder, num_hidden_layers=2))
+    whole.backbone.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    whole.tokenizer.save_pretrained(tmp_path / "base")
+    records = [
+        Comparison(prompt=f"why {word}", completions=("good " + word, "bad " + word), judgement=Ranking(((0,), (1,))))
+        for word in WORDS
+    ]
+    config = RewardTrainingConfig.model_validate(
+        {"model": {"backbone": str(tmp_path / "base"), "frozen_layers": 1, "template": "raw"}, "quiet": True,
+         "output": tmp_path / "run", "device": "cpu", "max_steps": 1, "head_start": "fitted"}
+    )  # fmt: skip
+    main(config, train=records)
+    before = dict(whole.backbone.named_parameters())
+    after = RewardModel.from_pretrained(tmp_path / "run" / "model").backbone
+    same = {name: torch.equal(before[name], value) for name, value in after.named_parameters()}
+    assert {name for name, equal in same.items() if equal} == {
+        name for name in before if name.startswith(("embed_tokens.", "layers.0."))
+    }
+
+
 def test_several_outputs_are_fitted_together() -> None:
     # Twice as many features as completions: the ratings can be met exactly, each by its own row of W.
     texts, ratings = 4, {"kind": (2.0, -1.0, 0.0, 3.0), "brief": (1.0, 1.0, -2.0, 0.5)}
