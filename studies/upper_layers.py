@@ -75,34 +75,40 @@ class Lower:
     Attributes:
         tokens: by (record, completion), `[T, H]` in half precision after layer `FROZEN`.
         prefixes: by the same, how many of those tokens are the prompt's.
-        features: `[P, K, 2H]`, the mean over the answer's tokens of the untouched layers `UPPER`.
+        features: `[P, K, 6H]`, the mean over the answer's tokens of the embeddings and the untouched layers 1 to 5.
     """
 
     tokens: dict[tuple[int, int], Tensor]
     prefixes: dict[tuple[int, int], int]
     features: Tensor
 
+    @property
+    def upper_features(self) -> Tensor:
+        """`[P, K, 2H]`, those of the layers `UPPER`."""
+        return self.features[..., -2 * next(iter(self.tokens.values())).shape[1] :]
+
 
 @torch.no_grad()
 def lower_states(settings: dict[str, Any], records: Sequence[Comparison], file: Path) -> Lower:
     """Put every text through the backbone once; what comes out is kept in `file`."""
     if not file.exists():
-        wanted = {"model": {"backbone_layers": max(UPPER), "read_layers": (FROZEN, *UPPER)}}
+        wanted = {"model": {"backbone_layers": max(UPPER), "read_layers": "all"}}
         model = RewardModel.from_backbone(RewardTrainingConfig.model_validate(merged(settings, wanted)).model).eval()
         groups = [model.text_tokeniser.group(record.prompt, list(record.completions)) for record in records]
         width = max(len(record.completions) for record in records)
-        kept = Lower({}, {}, torch.zeros(len(records), width, model.head.weight.shape[1] * 2 // 3))
+        kept = Lower({}, {}, torch.zeros(len(records), width, model.head.weight.shape[1]))
+        hidden = model.head.weight.shape[1] // len(model.parts.read_layers)
+        lower = slice(FROZEN * hidden, (FROZEN + 1) * hidden)
         order = sorted(range(len(groups)), key=lambda place: groups[place].longest)
         for start in range(0, len(order), 8):
             chosen = order[start : start + 8]
             batch = pack_groups([groups[place] for place in chosen], causal=model.causal, num_slots=width)
             states, layout = model.states(batch), batch.layout
-            hidden = states.shape[1] // 3
-            kept.features[chosen] = scatter_to_table(model.aggregation(states.float(), layout), layout)[..., hidden:]
+            kept.features[chosen] = scatter_to_table(model.aggregation(states.float(), layout), layout)
             for c in range(layout.num_completions):
                 name = (chosen[int(layout.group_index[c])], int(layout.slot_index[c]))
-                prefix = states[layout.prefix_starts[c] : layout.prefix_ends[c], :hidden]
-                answer = states[layout.completion_starts[c] : layout.completion_ends[c], :hidden]
+                prefix = states[layout.prefix_starts[c] : layout.prefix_ends[c], lower]
+                answer = states[layout.completion_starts[c] : layout.completion_ends[c], lower]
                 kept.tokens[name], kept.prefixes[name] = torch.cat([prefix, answer]).half(), len(prefix)
         torch.save(vars(kept), file)
     return Lower(**torch.load(file))
@@ -145,7 +151,7 @@ def fitted_head(
 ) -> Tensor:
     """The optimum of the loss on the untouched layers, `[2H]`; the ridge by cross-fitting inside `records`."""
     plain = config.model_copy(update={"label_smoothing": 0.0})
-    features, targets = lower.features[list(places)], make_targets(records, num_slots=lower.features.shape[1])
+    features, targets = lower.upper_features[list(places)], make_targets(records, num_slots=lower.features.shape[1])
     losses, objective = ["pairwise"] * len(records), PreferenceObjective(plain)
     tried = choose_ridge(features, targets, losses, split_keys(records, "prompt"), objective)
     return fit_linear(features, targets, losses, objective, ridge=min(tried, key=lambda each: tried[each]))[0][0]
@@ -214,7 +220,7 @@ def fit_and_train(
     weight = fitted_head(lower, sides[0], inside, config)
     upper = Upper(arguments.backbone, weight)
     fitted = [
-        (lower.features[place, : len(record.completions)] @ weight).tolist()
+        (lower.upper_features[place, : len(record.completions)] @ weight).tolist()
         for place, record in zip(outside, sides[1], strict=True)
     ]
     train(upper, lower, sides[0], inside, recipe, seed)
