@@ -42,7 +42,7 @@ class States:
         self.width = max(len(record.completions) for record in records)
         if not file.exists():
             started = time.perf_counter()
-            torch.save(read_states(settings, records, self.width), file)
+            torch.save(read_states(settings, records, self.width, file.with_suffix("")), file)
             print(f"states of {len(records)} comparisons in {time.perf_counter() - started:.0f} s", flush=True)
         self.tables: dict[tuple[str, str], Tensor] = torch.load(file)
 
@@ -64,9 +64,13 @@ class States:
 
 @torch.no_grad()
 def read_states(
-    settings: dict[str, Any], records: Sequence[Comparison], width: int, *, groups_at_once: int = 8
+    settings: dict[str, Any], records: Sequence[Comparison], width: int, folder: Path, *, groups_at_once: int = 8
 ) -> dict[tuple[str, str], Tensor]:
-    """Put every text through the whole backbone: the tables of `States`, in half precision."""
+    """Put every text through the whole backbone: the tables of `States`, in half precision.
+
+    What has been read is kept in `folder`, 32 comparisons to a file, so that a reading that was stopped goes on.
+    """
+    folder.mkdir(exist_ok=True)
     layers = {"model": {"backbone_layers": None, "read_layers": "all", "aggregation": "mean"}}
     config = RewardTrainingConfig.model_validate({**settings, "model": {**settings["model"], **layers["model"]}})
     model = RewardModel.from_backbone(config.model).eval()
@@ -76,13 +80,20 @@ def read_states(
     readers = {name: build_aggregation(name[0], size, over=name[1]) for name in READ}
     tables = {name: torch.zeros(len(records), width, depth, size // depth, dtype=torch.half) for name in READ}
     order = sorted(range(len(groups)), key=lambda place: groups[place].longest)
-    for start in range(0, len(order), groups_at_once):
-        chosen = order[start : start + groups_at_once]
-        batch = pack_groups([groups[place] for place in chosen], causal=model.causal, num_slots=width)
-        states = model.states(batch)
-        for name, reader in readers.items():
-            table = scatter_to_table(reader(states, batch.layout), batch.layout)
-            tables[name][chosen] = table.unflatten(-1, (depth, -1)).half()
+    for start in range(0, len(order), 32):
+        part = order[start : start + 32]
+        file = folder / f"{start}.pt"
+        if not file.exists():
+            for at in range(0, len(part), groups_at_once):
+                chosen = part[at : at + groups_at_once]
+                batch = pack_groups([groups[place] for place in chosen], causal=model.causal, num_slots=width)
+                states = model.states(batch)
+                for name, reader in readers.items():
+                    table = scatter_to_table(reader(states, batch.layout), batch.layout)
+                    tables[name][chosen] = table.unflatten(-1, (depth, -1)).half()
+            torch.save({name: table[part] for name, table in tables.items()}, file)
+        for name, table in torch.load(file).items():
+            tables[name][part] = table
     return tables
 
 
