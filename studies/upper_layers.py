@@ -1,20 +1,21 @@
-"""Linear probing, then fine-tuning of the upper layers: a head fitted on layers 4 and 5 of MiniLM, then both trained.
+"""Linear probing, then fine-tuning of the upper layers: a head fitted on MiniLM as it is, then both trained.
 
-    python studies/upper_layers.py choose hh --rate 1e-4 --epochs 1
-    python studies/upper_layers.py run hh
-    python studies/upper_layers.py table hh
+    python studies/upper_layers.py choose hh
+    python studies/upper_layers.py run hh --seeds 2
+    python studies/upper_layers.py table hh --seeds 2
 
 The embeddings and the first three layers stay as they are, so what they make of every text is computed once and kept;
 a fold and epoch then take about a minute of a core. The head starts at the optimum of its loss (`head_fit`), and moves
-with the layers. `choose` tries a recipe on a split *inside the training part of the first fold*, which decides what
-`run` does in all folds: `RECIPE`. The loss, the fit, the order of the data and the optimizer are the library's own.
+with the layers. `choose` tries every recipe of `CANDIDATES` on a split *inside each fold's training part*, and `run`
+takes the one with the least log-loss there: no fold's recipe knows anything of what that fold holds out. `--same` runs
+the first recipe in all folds instead. The loss, the fit, the order of the data and the optimizer are the library's own.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Recipe:
         records: comparisons per step.
         window: steps that are sorted by length together.
         warmup: share of the steps in which the rate rises; it falls to 0 in the others.
+        read: layers whose means over the answer's tokens the head reads, side by side; 0 is the embeddings.
     """
 
     rate: float = 1e-4
@@ -62,10 +64,11 @@ class Recipe:
     records: int = 16
     window: int = 8
     warmup: float = 0.1
+    read: tuple[int, ...] = UPPER
 
 
-RECIPE = Recipe()
-"""What was chosen on the inner split; see docs/studies/reward-models.md."""
+CANDIDATES = {"layers 4 and 5": Recipe(), "all layers": Recipe(read=(*range(FROZEN + 1), *UPPER))}
+"""What `choose` chooses from."""
 
 
 @dataclass
@@ -82,10 +85,10 @@ class Lower:
     prefixes: dict[tuple[int, int], int]
     features: Tensor
 
-    @property
-    def upper_features(self) -> Tensor:
-        """`[P, K, 2H]`, those of the layers `UPPER`."""
-        return self.features[..., -2 * next(iter(self.tokens.values())).shape[1] :]
+    def read(self, layers: Sequence[int]) -> Tensor:
+        """`[P, K, L·H]`, the features of these layers."""
+        by_layer = self.features.unflatten(-1, (max(UPPER) + 1, -1))
+        return by_layer[..., list(layers), :].flatten(-2)
 
 
 @torch.no_grad()
@@ -115,10 +118,11 @@ def lower_states(settings: dict[str, Any], records: Sequence[Comparison], file: 
 
 
 class Upper(nn.Module):
-    """The trained layers and the head: `r = W · [mean h⁴, mean h⁵]` over the answer's tokens."""
+    """The trained layers and the head: `r = W · [… mean h⁴, mean h⁵]` over the answer's tokens."""
 
-    def __init__(self, backbone: str, weight: Tensor) -> None:
+    def __init__(self, backbone: str, weight: Tensor, read: Sequence[int]) -> None:
         super().__init__()
+        self.untouched = [layer for layer in read if layer <= FROZEN]
         whole: Any = load_backbone(backbone, layers=max(UPPER))
         # In bfloat16 torch's fused attention takes four times as long backward on the CPU.
         whole.set_attn_implementation("eager")
@@ -143,15 +147,19 @@ class Upper(nn.Module):
             read.append(states.float())
         side_by_side = torch.cat(read, -1)
         counted = answer[..., None].expand_as(side_by_side)
-        return masked_mean(side_by_side, counted, dim=1) @ self.head
+        features = masked_mean(side_by_side, counted, dim=1)
+        if self.untouched:
+            places, slots = torch.tensor(names).unbind(1)
+            features = torch.cat([lower.read(self.untouched)[places, slots], features], -1)
+        return features @ self.head
 
 
 def fitted_head(
-    lower: Lower, records: Sequence[Comparison], places: Sequence[int], config: RewardTrainingConfig
+    features: Tensor, records: Sequence[Comparison], places: Sequence[int], config: RewardTrainingConfig
 ) -> Tensor:
-    """The optimum of the loss on the untouched layers, `[2H]`; the ridge by cross-fitting inside `records`."""
+    """The optimum of the loss on untouched layers, `[L·H]`; the ridge by cross-fitting inside `records`."""
     plain = config.model_copy(update={"label_smoothing": 0.0})
-    features, targets = lower.upper_features[list(places)], make_targets(records, num_slots=lower.features.shape[1])
+    features, targets = features[list(places)], make_targets(records, num_slots=features.shape[1])
     losses, objective = ["pairwise"] * len(records), PreferenceObjective(plain)
     tried = choose_ridge(features, targets, losses, split_keys(records, "prompt"), objective)
     return fit_linear(features, targets, losses, objective, ridge=min(tried, key=lambda each: tried[each]))[0][0]
@@ -217,10 +225,11 @@ def fit_and_train(
     """Scores of `sides[1]` by the head fitted to `sides[0]` and by the model fine-tuned from there."""
     config = RewardTrainingConfig.model_validate(settings_of(STUDIES[arguments.name], {}, arguments.backbone, seed))
     inside, outside = ([places[id(record)] for record in side] for side in sides)
-    weight = fitted_head(lower, sides[0], inside, config)
-    upper = Upper(arguments.backbone, weight)
+    features = lower.read(recipe.read)
+    weight = fitted_head(features, sides[0], inside, config)
+    upper = Upper(arguments.backbone, weight, recipe.read)
     fitted = [
-        (lower.upper_features[place, : len(record.completions)] @ weight).tolist()
+        (features[place, : len(record.completions)] @ weight).tolist()
         for place, record in zip(outside, sides[1], strict=True)
     ]
     train(upper, lower, sides[0], inside, recipe, seed)
@@ -228,28 +237,58 @@ def fit_and_train(
 
 
 def choose(arguments: argparse.Namespace, records: list[Comparison], lower: Lower, places: dict[int, int]) -> None:
-    """Try a recipe on a third of the first fold's training part."""
-    recipe = replace(RECIPE, rate=arguments.rate, epochs=arguments.epochs, smoothing=arguments.smoothing)
-    inside = folds_of(STUDIES[arguments.name], records)[0][0]
-    sides = kfold(inside, 3, "prompt", seed=7)[0]
-    scores = fit_and_train(arguments, lower, sides, places, recipe, seed=0)
-    scores["mean of both"] = mean_of(scores["fitted"], scores["tuned"])
-    for one in evaluate_models(sides[1], scores, options=EvaluationOptions(cluster_by="prompt")):
-        found = {name: one.metrics[name].value for name in ("accuracy", "log_loss")}
-        print(json.dumps({"model": one.name, **found, **asdict(recipe), "records": len(sides[1])}), flush=True)
+    """Try every candidate on a third of each fold's training part; the held-out log-loss of each is kept."""
+    for fold, (inside, _) in enumerate(folds_of(STUDIES[arguments.name], records)):
+        file = choice_file(arguments, fold)
+        found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+        if arguments.folds and fold not in arguments.folds:
+            continue
+        sides = kfold(inside, 3, "prompt", seed=7)[0]
+        for name, recipe in CANDIDATES.items():
+            if name in found:
+                continue
+            started = time.process_time()
+            scores = fit_and_train(arguments, lower, sides, places, recipe, seed=0)
+            options = EvaluationOptions(cluster_by="prompt")
+            by_model = {one.name: one.metrics for one in evaluate_models(sides[1], scores, options=options)}
+            found[name] = {"seconds": time.process_time() - started}
+            for model, metrics in by_model.items():
+                found[name] |= {f"{model} {metric}": metrics[metric].value for metric in ("log_loss", "accuracy")}
+            file.write_text(json.dumps(found, indent=1))
+            print(f"fold {fold}, inside: {name} {found[name]}", flush=True)
+
+
+def choice_file(arguments: argparse.Namespace, fold: int) -> Path:
+    """Where the inner losses of a fold's candidates are kept."""
+    return Path(arguments.output / f"{arguments.name}-upper-choice-fold{fold}.json")
+
+
+def chosen_recipe(arguments: argparse.Namespace, fold: int) -> str:
+    """The candidate with the least log-loss inside a fold's training part."""
+    if arguments.same:
+        return next(iter(CANDIDATES))
+    found = json.loads(choice_file(arguments, fold).read_text())
+    return min(CANDIDATES, key=lambda name: float(found[name]["tuned log_loss"]))
+
+
+def score_file(arguments: argparse.Namespace, seed: int, fold: int) -> Path:
+    """Where the held-out scores of a fold are kept."""
+    candidate = chosen_recipe(arguments, fold).replace(" ", "-")
+    return Path(arguments.output / f"{arguments.name}-upper-{candidate}-seed{seed}-fold{fold}.json")
 
 
 def run(arguments: argparse.Namespace, records: list[Comparison], lower: Lower, places: dict[int, int]) -> None:
     """Fit, train and score every seed and fold that has no scores yet."""
     for seed in range(arguments.seeds):
         for fold, sides in enumerate(folds_of(STUDIES[arguments.name], records)):
-            file = arguments.output / f"{arguments.name}-upper-seed{seed}-fold{fold}.json"
+            file = score_file(arguments, seed, fold)
             if file.exists() or (arguments.folds and fold not in arguments.folds):
                 continue
+            recipe = CANDIDATES[chosen_recipe(arguments, fold)]
             started = time.process_time()
-            scores = fit_and_train(arguments, lower, sides, places, RECIPE, seed)
+            scores = fit_and_train(arguments, lower, sides, places, recipe, seed)
             seconds = time.process_time() - started
-            file.write_text(json.dumps({"seconds": seconds, "recipe": asdict(RECIPE), **scores}))
+            file.write_text(json.dumps({"seconds": seconds, "recipe": asdict(recipe), **scores}))
             print(
                 f"seed {seed}, fold {fold}: {len(sides[0])} + {len(sides[1])} in {seconds:.0f} s of a core", flush=True
             )
@@ -269,7 +308,7 @@ def table(arguments: argparse.Namespace, records: list[Comparison]) -> None:
     tuned: list[list[list[float]]] = []
     seconds: dict[str, float] = {}
     for seed in range(arguments.seeds):
-        files = [arguments.output / f"{arguments.name}-upper-seed{seed}-fold{fold}.json" for fold in chosen]
+        files = [score_file(arguments, seed, fold) for fold in chosen]
         found = [json.loads(file.read_text()) for file in files]
         scores["head fitted"] = [row for part in found for row in part["fitted"]]
         scores[f"fine-tuned, seed {seed}"] = [row for part in found for row in part["tuned"]]
@@ -282,7 +321,8 @@ def table(arguments: argparse.Namespace, records: list[Comparison]) -> None:
     options = EvaluationOptions(tie_threshold=study.tie_threshold, cluster_by=study.key)
     evaluations = evaluate_models(held_out, scores, options=options)
     command = f"python studies/upper_layers.py table {arguments.name} --seeds {arguments.seeds}"
-    write_table(f"{arguments.name}-upper", command, evaluations, seconds, len(held_out))
+    label = f"{arguments.name}-upper" + "-same" * arguments.same
+    write_table(label, command + " --same" * arguments.same, evaluations, seconds, len(held_out))
 
 
 def main() -> None:
@@ -295,9 +335,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "reward-models")
     parser.add_argument("--folds", nargs="*", type=int, help="only these")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
-    parser.add_argument("--rate", type=float, default=RECIPE.rate, help="choose: learning rate")
-    parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="choose: epochs")
-    parser.add_argument("--smoothing", type=float, default=RECIPE.smoothing, help="choose: label smoothing")
+    parser.add_argument("--same", action="store_true", help="the first candidate in all folds, without a choice")
     arguments = parser.parse_args()
     study = STUDIES[arguments.name]
     records = read(study, arguments.data)

@@ -152,6 +152,11 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path, row: object, reason: str,
     assert (told["line"], told["reason"], told["key"]) == (3, reason, key)
 
 
+def test_a_prompt_of_the_wrong_type_is_told_both_forms(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="int 7; expected text or a list of messages"):
+        read_comparisons(write(tmp_path / "x.jsonl", {**GOOD, "prompt": 7}))
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n" + b'{"prompt": "\xff"}\n')

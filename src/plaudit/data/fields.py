@@ -106,10 +106,10 @@ def flag_of(row: Mapping[str, Any], key: str) -> bool:
     raise RecordError("wrong type", key=key, problem=show(value), expected="true or false")
 
 
-def messages_of(value: object, key: str) -> tuple[Message, ...]:
+def messages_of(value: object, key: str, expected: str = "a list of messages") -> tuple[Message, ...]:
     """A list of `{"role", "content"}` (or `{"from", "value"}`) as messages; other tools' role names are translated."""
     if not isinstance(value, list | tuple) or not value:
-        raise RecordError("wrong type", key=key, problem=show(value), expected="a list of messages")
+        raise RecordError("wrong type", key=key, problem=show(value), expected=expected)
     messages = []
     for index, item in enumerate(value):
         path = f"{key}[{index}]"
@@ -130,7 +130,7 @@ def prompt_of(value: object, key: str = "prompt") -> Prompt:
         return transcript_prompt(value) if value.startswith("\n\nHuman:") else value
     if value is None:
         raise RecordError("missing key", key=key, expected="text or a list of messages")
-    return messages_of(value, key)
+    return messages_of(value, key, "text or a list of messages")
 
 
 def completion_of(value: object, key: str) -> str:
@@ -139,7 +139,7 @@ def completion_of(value: object, key: str) -> str:
         return value
     if isinstance(value, Mapping):
         value = [value]
-    messages = messages_of(value, key)
+    messages = messages_of(value, key, "text or one assistant message")
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RecordError("wrong type", key=key, problem=f"{len(messages)} messages", expected="one assistant message")
     return messages[0].content

@@ -229,7 +229,7 @@ def prompt_to_json(prompt: Prompt) -> Any:
 def _prompt_from_json(value: object) -> Prompt:
     if isinstance(value, str):
         return value
-    messages = messages_of(value, "prompt")
+    messages = messages_of(value, "prompt", "text or a list of messages")
     if len(messages) == 1 and messages[0].role == TEXT_ROLE:
         return messages[0].content
     return messages

@@ -187,7 +187,7 @@ def parse_request(value: Mapping[str, Any]) -> ScoreRequest:
     """
     prompt = need(value, "prompt", "text or a list of messages")
     if not isinstance(prompt, str):
-        messages = messages_of(prompt, "prompt")
+        messages = messages_of(prompt, "prompt", "text or a list of messages")
         prompt = messages[0].content if len(messages) == 1 and messages[0].role == TEXT_ROLE else messages
     check_prompt(prompt)
     single = value.get("completion") is not None
