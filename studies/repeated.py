@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from reward_models import ROOT, STUDIES, floors, minilm, read, settings_of, write_table
+from reward_models import ROOT, STUDIES, floors, minilm, read, settings_of
+from reward_tables import write_table
 from torch import Tensor
 from torch.nn.functional import softplus
 from upper_layers import lower_states

@@ -11,15 +11,14 @@ intervals clustered by prompt or group, and writes `docs/studies/reward-models-<
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from frozen import States, fitted_scores
+from reward_tables import write_table
 
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.data.floors import fit_bag_of_words
@@ -27,7 +26,7 @@ from plaudit.data.io import read_comparisons
 from plaudit.data.records import Comparison, prompt_text
 from plaudit.data.splits import SplitKey, kfold
 from plaudit.data.vocabulary import train_tokenizer
-from plaudit.evaluation.evaluate import EvaluationOptions, compare, evaluate_models
+from plaudit.evaluation.evaluate import EvaluationOptions, evaluate_models
 from plaudit.training import reward
 from plaudit.training.results import ENDS
 
@@ -280,59 +279,6 @@ def floors(folds: Sequence[tuple[list[Comparison], list[Comparison]]], chosen: S
         found["bag of words"] += fit_bag_of_words(train, response_only=False).scores(test)
         found["bag of words, answer only"] += fit_bag_of_words(train, response_only=True).scores(test)
     return found
-
-
-def write_table(label: str, command: str, evaluations: Sequence[Any], seconds: dict[str, float], records: int) -> None:
-    """Print the Markdown table and write `docs/studies/reward-models-<label>.json`."""
-    compared = compare(evaluations, metrics_compared=("accuracy", "log_loss"))
-    differences = {(d.first, d.second, d.metric): d.difference for d in compared}
-    reference = "bag of words"
-    lines = [
-        "| model | accuracy | minus bag of words | log-loss | minus bag of words | calibration error | best of K "
-        "| Kendall τ | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows = []
-    for one in evaluations:
-        gains = {
-            metric: None if found is None else (-found.value, -found.high, -found.low)
-            for metric in ("accuracy", "log_loss")
-            for found in (differences.get((reference, one.name, metric)),)
-        }
-        cells = {
-            "accuracy": one.metrics["accuracy"],
-            "log_loss": one.metrics["log_loss"],
-            "calibration_error": one.metrics["calibration_error"],
-            "best_of_k_accuracy": one.metrics["best_of_k_accuracy"],
-            "kendall_tau": one.metrics["kendall_tau"],
-        }
-        rows.append(
-            {
-                "model": one.name,
-                **{name: (cell.value, cell.low, cell.high) for name, cell in cells.items()},
-                "minus_bag_of_words": gains,
-                "seconds": seconds.get(one.name),
-            }
-        )
-        text = [f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells.values()]
-        beside = ["" if gain is None else f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]" for gain in gains.values()]
-        spent = f"{seconds[one.name]:.0f}" if one.name in seconds else ""
-        row = [one.name, text[0], beside[0], text[1], beside[1], *text[2:], spent]
-        lines.append(f"| {' | '.join(row)} |")
-    print("\n".join(lines))
-    file = ROOT / "docs" / "studies" / f"reward-models-{label}.json"
-    file.write_text(
-        json.dumps(
-            {
-                "command": command,
-                "records": records,
-                "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-                "rows": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
 
 
 def minilm() -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reward_models import ROOT, STUDIES, floors, folds_of, merged, minilm, read, settings_of, write_table
+from reward_models import ROOT, STUDIES, floors, folds_of, merged, minilm, read, settings_of
+from reward_tables import write_table
 from torch import Tensor, nn
 
 from plaudit.configs.reward import RewardTrainingConfig
