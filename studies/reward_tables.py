@@ -72,6 +72,8 @@ def write_table(label: str, command: str, evaluations: Sequence[Any], seconds: d
 def against_all_pairs(evaluations: Sequence[Any]) -> list[dict[str, Any]]:
     """Print each model beside the one trained on all pairs, and its distance from chance in standard errors."""
     reference = next((one.name for one in evaluations if one.name.startswith("pairwise, seed")), None)
+    if reference is None:
+        return []
     lines = [
         "",
         "| model | standard errors above chance | accuracy minus all pairs | log-loss minus all pairs "
