@@ -1,6 +1,7 @@
 """Options where they are said to help: four rooms with a goal that moves; and as styles of a text.
 
 python studies/hierarchy.py rooms --runs 30
+python studies/hierarchy.py exact
 python studies/hierarchy.py styles --seeds 0 1 2 3 4
 Goals (feudal networks) are in `studies/hierarchy_goals.py`.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.option_critic_table import TabularOptionCritic
 from plaudit.configs.algorithm import AlgorithmConfig
-from plaudit.rollout.gridworlds import GridWalks, four_rooms
+from plaudit.rollout.gridworlds import Grid, GridWalks, four_rooms
 from plaudit.rollout.options_text import StylePolicy, marginal_table, style_policy
 from plaudit.rollout.token_mdp import TokenMDP
 
@@ -115,8 +116,27 @@ def rooms(runs: int, seed: int) -> None:
         if isinstance(learner, TabularOptionCritic):
             used["duration"] = round(float(learner.durations.median()), 1)
         print(json.dumps({"name": name} | used), flush=True)
+    exact()
+
+
+def exact() -> None:
+    """What can be computed of the table: the optimum, and an agent that has learned nothing."""
+    grid = four_rooms()
     best = [grid.expected_steps(goal, grid.greedy_policy(goal, 0.99)) for goal in grid.goals]
-    print(f"exact optimum: {best[0]:.2f} before, {np.mean(best[1:]):.2f} after (mean over goals)")
+    walks = [steps_of_random_walk(grid, goal) for goal in grid.goals]
+    print(f"optimum: {best[0]:.2f} steps before, {np.mean(best[1:]):.2f} after (mean over goals)")
+    print(f"random walk, cut off at {LONGEST}: {walks[0]:.1f} steps before, {np.mean(walks[1:]):.1f} after")
+
+
+def steps_of_random_walk(grid: Grid, goal: tuple[int, int]) -> float:
+    """`Σ_{t < LONGEST} P(goal not reached after t steps)` of uniformly random moves, from a random start."""
+    goes_on = np.array([cell != goal for cell in grid.cells()])
+    moves = grid.transitions().mean(1)[np.ix_(goes_on, goes_on)]
+    starts = grid.start_states(goal)
+    chances, total = np.bincount(starts, minlength=len(goes_on))[goes_on] / len(starts), 0.0
+    for _ in range(LONGEST):
+        total, chances = total + chances.sum(), chances @ moves
+    return float(total)
 
 
 def learn_styles(mdp: TokenMDP, name: str, *, updates: int, rows: int, num_options: int, seed: int) -> StylePolicy:
@@ -162,14 +182,16 @@ def styles(seeds: list[int], updates: int, rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rooms", "styles"])
+    parser.add_argument("part", choices=["rooms", "styles", "exact"])
     parser.add_argument("--runs", type=int, default=30, help="rooms: runs side by side")
     parser.add_argument("--seed", type=int, default=0, help="rooms: of all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="styles")
     parser.add_argument("--updates", type=int, default=300, help="styles: batches; PPO takes half as many")
     parser.add_argument("--rows", type=int, default=512, help="styles: strings in a batch")
     arguments = parser.parse_args()
-    if arguments.part == "rooms":
+    if arguments.part == "exact":
+        exact()
+    elif arguments.part == "rooms":
         rooms(arguments.runs, arguments.seed)
     else:
         styles(arguments.seeds, arguments.updates, arguments.rows)
