@@ -159,6 +159,10 @@ def test_no_level_s_loss_reaches_the_other_and_a_step_moves_both() -> None:
     assert all(parameter.grad is None for parameter in heads.manager.parameters())
     assert bool(heads.embedding.weight.grad.any())
     policy.policy.zero_grad(set_to_none=True)
+    states = policy.states(trajectory).requires_grad_()
+    heads.unroll(states[:, ::3]).goals.sum().backward()
+    assert states.grad is None  # the language model is the manager's percept as it is
+    policy.policy.zero_grad(set_to_none=True)
     prepared = algorithm.prepare(trajectory)
     loss, _ = manager_loss(heads, prepared.columns, trajectory.mask, config=CONFIG)
     loss.backward()
