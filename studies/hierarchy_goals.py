@@ -2,6 +2,7 @@
 
 python studies/hierarchy_goals.py run corridor --seeds 0 1 2 --output goals.jsonl
 python studies/hierarchy_goals.py run text --seeds 0 1 2 --output goals.jsonl
+python studies/hierarchy_goals.py run text --seeds 0 --variants "recurrent A2C" feudal --learning-rate 6e-3
 python studies/hierarchy_goals.py table --output goals.jsonl
 """
 
@@ -129,6 +130,7 @@ def run(
         "task": task,
         "variant": variant,
         "seed": seed,
+        "learning_rate": config.learning_rate,
         "curve": curve,
         "success": curve[-1],
         "length": round(float(np.mean(collector.episode_lengths[-100:])), 1),
@@ -141,16 +143,19 @@ def table(rows: list[dict[str, Any]]) -> None:
     """Median and all seeds of the success in the last tenth, and over the whole run."""
     print("| task | variant | seeds | success, last tenth: median (all) | mean over the run | parameters |")
     print("|---|---|---|---|---|---|")
-    for task in TASKS:
+    rates = sorted({row["learning_rate"] for row in rows})
+    for task, rate in ((task, rate) for task in TASKS for rate in rates):
         for variant in VARIANTS:
-            chosen = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+            chosen = [
+                row for row in rows if (row["task"], row["learning_rate"], row["variant"]) == (task, rate, variant)
+            ]
             if chosen:
                 ends = sorted(row["success"] for row in chosen)
                 over = np.mean([np.mean(row["curve"]) for row in chosen])
                 each = ", ".join(f"{end:.2f}" for end in ends)
                 cells = [
                     task,
-                    variant,
+                    f"{variant}, rate {rate:g}",
                     len(ends),
                     f"{np.median(ends):.2f} ({each})",
                     f"{over:.2f}",
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--learning-rate", type=float, default=SHARED["learning_rate"])
     parser.add_argument("--output", type=Path, default=Path("goals.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -172,12 +178,13 @@ def main() -> None:
     if arguments.action == "table":
         table(rows)
         return
-    done = {(row["task"], row["variant"], row["seed"]) for row in rows}
+    rate = arguments.learning_rate
+    done = {(row["task"], row["variant"], row["seed"], row["learning_rate"]) for row in rows}
     for seed in arguments.seeds:
         for task in arguments.tasks:
             for variant in arguments.variants:
-                if (task, variant, seed) not in done:
-                    row = run(task, variant, seed)
+                if (task, variant, seed, rate) not in done:
+                    row = run(task, variant, seed, learning_rate=rate)
                     print(json.dumps(row, ensure_ascii=False), flush=True)
                     with arguments.output.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
