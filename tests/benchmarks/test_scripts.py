@@ -34,6 +34,7 @@ def test_the_smallest_cases_are_those_of_what_make_runs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(960)
 @pytest.mark.parametrize("line", SMALLEST)
 def test_the_smallest_case_runs(line: str) -> None:
     if line.startswith(NEEDS_DATA) and not (ROOT.parent / "shared" / "data").is_dir():
@@ -47,7 +48,7 @@ def test_the_smallest_case_runs(line: str) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
