@@ -205,12 +205,14 @@ def main() -> None:
     parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help=", ".join(ALGORITHMS))
     parser.add_argument("--iterations", type=int, default=5, help="measured iterations of each")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
+    parser.add_argument("--save-as", default="against_trl_rl", help="start of names in results; empty: not saved")
     arguments = parser.parse_args()
     for name in arguments.algorithms or ALGORITHMS:
         found = measure(name, arguments.iterations, arguments.data)
         print(table(rows([found])), flush=True)
-        command = f"python benchmarks/against_trl_rl.py {name} --iterations {arguments.iterations}"
-        print(save(f"against_trl_rl-{name}", command, [found], peer=f"trl {TRL}").relative_to(ROOT))
+        if arguments.save_as:
+            command = f"python benchmarks/against_trl_rl.py {name} --iterations {arguments.iterations}"
+            print(save(f"{arguments.save_as}-{name}", command, [found], peer=f"trl {TRL}").relative_to(ROOT))
 
 
 if __name__ == "__main__":

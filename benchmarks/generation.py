@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import alternate, median_ratio, save
+from common import ROOT, alternate, median_ratio, save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="whose seconds count")
+    parser.add_argument("--save-as", default="generation", help="start of names in results; empty: not saved")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "processor" else time.perf_counter
@@ -119,10 +120,10 @@ def main() -> None:
         found: dict[str, Any] = {"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts}
         found |= {way: tokens / statistics.median(each) for way, each in seconds.items()}
         found |= {"ratio": median_ratio(seconds["transformers"], seconds["plaudit"]), "seconds": seconds}
-        command = f"python benchmarks/generation.py {name} --repeats {arguments.repeats} --clock {arguments.clock}"
-        saved = save(f"generation-{name}", command, [found])
-        row = "   ".join(f"{column} {value:,.2f}" for column, value in rows([found])[0].items())
-        print(f"{row}   ({saved.name})", flush=True)
+        print("   ".join(f"{column} {value:,.2f}" for column, value in rows([found])[0].items()), flush=True)
+        if arguments.save_as:
+            command = f"python benchmarks/generation.py {name} --repeats {arguments.repeats} --clock {arguments.clock}"
+            print(save(f"{arguments.save_as}-{name}", command, [found]).relative_to(ROOT), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ SMALLEST = [
     "compiled.py wmt_mqm-k9 --steps 1 --save-as=",
     "growth.py --points 1 --repetitions 1 --save-as=",
     "scoring.py wmt_mqm --repetitions 1 --save-as=",
+    "generation.py 1-16-16 --prompts 1 --repeats 1 --save-as=",
+    "against_trl_rl.py rloo --iterations 1 --save-as=",
     "threads.py --competitors 1 --seconds 0.1 --rounds 1 --save-as=",
     "gpu.py --steps 1 --save-as=",
     "attention.py --repeats 1",
