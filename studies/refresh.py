@@ -246,12 +246,13 @@ def plot(root: Path, path: Path) -> None:
         means = {name: np.mean([each[name] for each in found], 0) for name in ("gold", "first", "distance")}
         smooth = {name: np.convolve(values, np.ones(4) / 4, "valid") for name, values in means.items()}
         for place, name in enumerate(("gold", "first")):
-            axes[place].plot(np.arange(4, len(means[name]) + 1), smooth[name], label=arm)
+            axes[place].plot(np.arange(4, len(means[name]) + 1), smooth[name], label=f"{arm} ({len(found)} seeds)")
         rows = zip(means["gold"], means["first"], means["distance"], strict=True)
         lines += [f'"{arm}",{n},{a:.4f},{b:.4f},{c:.4f}' for n, (a, b, c) in enumerate(rows, 1)]
     for place, title in enumerate(("gold", "the first reward model's score")):
         axes[place].set_title(title)
         axes[place].set_xlabel("iteration")
+        axes[place].set_xticks(range(4, ITERATIONS + 1, 4))
         for refresh in range(EVERY, ITERATIONS, EVERY):
             axes[place].axvline(refresh, color="0.85", linewidth=0.8, zorder=0)
     axes[0].legend(fontsize=8)
