@@ -57,3 +57,38 @@ class Echo(gymnasium.Env):
         paid = float(int(action) == self.state)
         self.time, self.state = self.time + 1, int(self.np_random.integers(self.states))
         return np.int64(self.state), paid, False, self.time >= self.limit, {}
+
+
+class Chain(gymnasium.Env):
+    """A corridor of `length` cells: right leads on, left back to the start; only the last cell pays, and ends.
+
+    Chance gets there in one of `2^length` tries, and an episode is cut off after `length + 2` steps.
+    """
+
+    length = 14
+    observation_space = spaces.Discrete(length + 1)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = self.cell = 0
+        return np.int64(0), {}
+
+    def step(self, action):
+        self.time, self.cell = self.time + 1, self.cell + 1 if action == 1 else 0
+        there = self.cell == self.length
+        return np.int64(self.cell), float(there), there, self.time >= self.length + 2, {}
+
+
+class TwoArms(gymnasium.Env):
+    """One choice between 0.5 and 1, then the end."""
+
+    observation_space = spaces.Discrete(1)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.int64(0), {}
+
+    def step(self, action):
+        return np.int64(0), 0.5 + 0.5 * float(action), True, False, {}

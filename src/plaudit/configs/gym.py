@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from plaudit.configs.agents import AgentConfig
+from plaudit.configs.bonus import BonusConfig
 from plaudit.configs.q_learning import QLearningConfig
 from plaudit.configs.training import FolderConfig
 
@@ -22,6 +23,9 @@ class GymConfig(FolderConfig):
     """The agent, by name or with its options."""
     total_steps: int = Field(default=50_000, gt=0)
     """Environment steps of the whole run, all environments together; schedules run over them."""
+    bonus: BonusConfig | None = Field(default=None, discriminator="kind")
+    """Pay the agent for what is new: `count` or `rnd`; none pays the environment's reward alone. For environments whose
+    rewards are too rare to be met by chance."""
 
     evaluate: Path | None = None
     """Folder of a saved agent: play with it and train nothing; `env` is that of the agent if not given."""
@@ -46,4 +50,6 @@ class GymConfig(FolderConfig):
     def _check_gym(self) -> "GymConfig":
         if self.evaluate is not None and self.resume:
             raise ValueError("evaluate plays with a saved agent and resume goes on training: give one of them")
+        if self.bonus is not None and self.algorithm.name == "a3c":
+            raise ValueError("bonus: what is new would have to be known to all workers of a3c; use a2c")
         return self

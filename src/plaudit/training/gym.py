@@ -18,6 +18,7 @@ import torch
 from plaudit.algorithms.a3c import A3CAgent
 from plaudit.algorithms.agents import build_agent, task_sizes
 from plaudit.algorithms.base import Agent, TaskSizes
+from plaudit.algorithms.curious import CuriousAgent, build_bonus
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.base import dump_config
 from plaudit.configs.gym import GymConfig
@@ -192,6 +193,8 @@ def prepare(config: GymConfig) -> GymJob:
     sizes = task_sizes(trial)
     trial.close()
     agent = build_agent(config.algorithm, sizes, total_steps=config.total_steps, seed=config.seed)
+    if config.bonus is not None:
+        agent = CuriousAgent(agent, build_bonus(config.bonus, sizes, seed=config.seed))
     environments = make_environments(config.env, agent.num_environments, **config.env_options)
     return GymJob(config, agent, sizes, Collector(environments, seed=config.seed))
 
