@@ -3,10 +3,12 @@
 python studies/control_peer.py run dqn --side ours --seeds 0 1 2
 python studies/control_peer.py run dqn --side theirs --seeds 0 1 2
 python studies/control_peer.py table
+python studies/control_peer.py update
 
 `run` adds to `docs/studies/control-peer.jsonl`; a seed that is there is not run again. `table` prints, for each
 algorithm and side, the interquartile mean over seeds of the mean return of 100 greedy episodes, with a bootstrap
-interval. The peer runs in an environment of its own, which is made when it is first needed.
+interval. `update` lets both sides' DQN take the same optimizer steps from the same weights and batches, and prints how
+far apart their weights end. The peer runs in an environment of its own, which is made when it is first needed.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "studies" / "control-peer.jsonl"
 EPISODES = 100
+STEPS_OF_A_ROUND = 128
 TOTAL = {"ppo": 100_000, "a2c": 500_000, "dqn": 50_000}
 ALGORITHMS = tuple(TOTAL)
 
@@ -139,28 +143,135 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def peer_call(name: str, seed: int) -> dict[str, Any]:
-    """One seed of the peer, by the interpreter of its own environment."""
+def peer_script(*arguments: str) -> str:
+    """This script's output when the peer's own environment runs it."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from peers import stable_baselines_python
 
-    call = [str(stable_baselines_python()), str(Path(__file__).resolve()), "one", name, "--seeds", str(seed)]
-    output = subprocess.run(
-        call, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    found: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
+    call = [str(stable_baselines_python()), str(Path(__file__).resolve()), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(call, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+def peer_call(name: str, seed: int) -> dict[str, Any]:
+    """One seed of the peer, by the interpreter of its own environment."""
+    found: dict[str, Any] = json.loads(peer_script("one", name, "--seeds", str(seed)).splitlines()[-1])
     return found
+
+
+def their_update(path: Path) -> None:
+    """Two rounds of the peer's DQN on random transitions, with all that went in and came out written to `path`."""
+    import numpy as np
+    import torch
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.logger import configure
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+    model: Any = DQN(
+        "MlpPolicy", "CartPole-v1", seed=0, device="cpu", learning_rate=2.3e-3, batch_size=64, gamma=0.99,
+        target_update_interval=10, policy_kwargs={"net_arch": [256, 256]},
+    )  # fmt: skip
+    model.set_logger(configure(None, []))
+    generator = np.random.default_rng(0)
+    shape = (2 * STEPS_OF_A_ROUND, 64)
+    ended = generator.random(shape) < 0.1
+    batches = {
+        # Large, so that both sides of the Huber loss and the limit of the gradient are met.
+        "observations": (40 * generator.normal(size=(*shape, 4))).astype(np.float32),
+        "actions": generator.integers(2, size=shape),
+        "rewards": (5 * generator.normal(size=shape)).astype(np.float32),
+        "ended": ended,
+        # A time limit is no end: the peer's memory clears `dones` there.
+        "truncated": ended & (generator.random(shape) < 0.5),
+        "next_observations": generator.normal(size=(*shape, 4)).astype(np.float32),
+    }
+    tensors = {name: torch.as_tensor(array) for name, array in batches.items()}
+    place = iter(range(shape[0]))
+
+    def sample(*_: Any, **__: Any) -> Any:
+        now = next(place)
+        here = {name: tensor[now] for name, tensor in tensors.items()}
+        dones = (here["ended"] & ~here["truncated"]).float()
+        return ReplayBufferSamples(
+            here["observations"], here["actions"][:, None], here["next_observations"], dones[:, None],
+            here["rewards"][:, None],
+        )  # fmt: skip
+
+    model.replay_buffer.sample = sample
+    before = [value.detach().clone() for value in model.q_net.parameters()]
+    after = []
+    for _ in range(2):
+        for _ in range(model.target_update_interval):
+            model._on_step()
+        model.train(STEPS_OF_A_ROUND, 64)
+        after.append([value.detach().clone() for value in model.q_net.parameters()])
+    torch.save({"before": before, "after": after} | tensors, path)
+
+
+def compare_update(path: Path) -> str:
+    """The same steps by Plaudit's DQN; how far its weights are from the peer's after each round."""
+    import torch
+
+    from plaudit.algorithms.base import TaskSizes
+    from plaudit.algorithms.dqn import DQN
+    from plaudit.configs.q_learning import QLearningConfig
+    from plaudit.rollout.replay import ReplayBatch
+
+    given = torch.load(path, weights_only=True)
+    config = QLearningConfig(gradient_steps=STEPS_OF_A_ROUND, learning_starts=0)
+    agent = DQN(config, TaskSizes(4, 2), total_steps=TOTAL["dqn"], seed=1)
+    for mine, its in zip(agent.network.parameters(), given["before"], strict=True):
+        mine.data.copy_(its)
+    place = iter(range(len(given["actions"])))
+
+    def sample(count: int, **_: Any) -> ReplayBatch:
+        here = next(place)
+        parts = {name: given[name][here] for name in ("observations", "actions", "next_observations")}
+        ends = given["ended"][here] & ~given["truncated"][here]
+        return ReplayBatch(
+            **parts,
+            returns=given["rewards"][here],
+            discounts=0.99 * (~ends).float(),
+            places=torch.arange(count),
+            weights=torch.ones(count),
+        )
+
+    agent.replay.sample = sample  # type: ignore[method-assign, assignment]
+    lines = []
+    for number, after in enumerate(given["after"], 1):
+        agent.target.load_state_dict(agent.network.state_dict())
+        norms = [agent._step()["gradient_norm"] for _ in range(STEPS_OF_A_ROUND)]
+        apart = max(
+            float((mine - its).abs().max())
+            for mine, its in zip(agent.network.state_dict().values(), after, strict=True)
+        )
+        moved = max(float((a - b).abs().max()) for a, b in zip(after, given["before"], strict=True))
+        lines.append(
+            f"round {number}: {STEPS_OF_A_ROUND} steps moved the weights by up to {moved:.4f}; the two sides are apart "
+            f"by up to {apart:.1e}; norm of the gradient {min(norms):.2f} to {max(norms):.2f}"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("run", "one", "table"))
+    parser.add_argument("task", choices=("run", "one", "table", "update", "their-update"))
     parser.add_argument("algorithm", choices=ALGORITHMS, nargs="?", default="dqn")
     parser.add_argument("--side", choices=sorted(SIDES), default="ours")
+    parser.add_argument("--file", help="of their-update")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     if arguments.task == "table":
         print(table())
+        return
+    if arguments.task == "their-update":
+        their_update(Path(arguments.file))
+        return
+    if arguments.task == "update":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "update.pt"
+            peer_script("their-update", "--file", str(path))
+            print(compare_update(path))
         return
     if arguments.task == "one":
         print(json.dumps(run(arguments.algorithm, "theirs", arguments.seeds[0])))

@@ -65,9 +65,11 @@ class Chain(gymnasium.Env):
     Chance gets there in one of `2^length` tries, and an episode is cut off after `length + 2` steps.
     """
 
-    length = 14
-    observation_space = spaces.Discrete(length + 1)
     action_space = spaces.Discrete(2)
+
+    def __init__(self, length=14):
+        self.length = length
+        self.observation_space = spaces.Discrete(length + 1)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -1,6 +1,7 @@
 """Exploration: each part on a problem that is solved with it and not without it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,46 +12,71 @@ from plaudit.algorithms.curious import CuriousAgent, build_bonus
 from plaudit.configs.base import ConfigError, load_config
 from plaudit.configs.bonus import CountBonusConfig, DistillationBonusConfig
 from plaudit.configs.gym import GymConfig
+from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+from plaudit.rollout.trajectory import new_trajectory
 from tests.algorithms.problems import Chain, TwoArms
 
-STEPS = 6000
-BONUSES = {
-    "nothing": None,
-    "count": CountBonusConfig(scale=0.1),
-    "rnd": DistillationBonusConfig(scale=0.1, learning_rate=3e-3),
-}
+BONUSES = {"nothing": None, "count": CountBonusConfig(scale=0.1), "rnd": DistillationBonusConfig(scale=0.1)}
+PPO = PolicyGradientConfig(name="ppo", hidden=(32,), learning_rate=5e-3, epochs=4, discount=0.95)
+DOUBLE_DQN = QLearningConfig(
+    name="double_dqn", learning_starts=64, rollout_steps=32, gradient_steps=8, batch_size=64, hidden=(32,),
+    learning_rate=3e-3, discount=0.95, exploration_start=0.1, exploration_end=0.1, target_every=200,
+)  # fmt: skip
 
 
-def chain_return(bonus, seed=0):
-    """What the greedy policy of a small DQN earns after `STEPS` steps in the corridor; and its training returns."""
-    config = QLearningConfig(
-        name="double_dqn", learning_starts=64, rollout_steps=32, gradient_steps=8, batch_size=64, hidden=(32,),
-        learning_rate=3e-3, discount=0.95, exploration_start=0.1, exploration_end=0.1, target_every=200,
-    )  # fmt: skip
-    sizes = TaskSizes(Chain.length + 1, 2)
-    agent = build_agent(config, sizes, total_steps=STEPS, seed=seed)
+def corridor(config, bonus, *, length, steps, seed=0):
+    """How often the end of the corridor was reached in so many steps, and whether the greedy policy gets there."""
+    sizes, make = TaskSizes(length + 1, 2), partial(Chain, length)
+    agent = build_agent(config, sizes, total_steps=steps, seed=seed)
     if bonus is not None:
         agent = CuriousAgent(agent, build_bonus(bonus, sizes, seed=seed))
-    collector = Collector(make_environments(Chain, 1), seed=seed)
-    while collector.num_steps_taken < STEPS:
+    collector = Collector(make_environments(make, agent.num_environments), seed=seed)
+    while collector.num_steps_taken < steps:
         metrics = agent.update(collector.collect(agent.policy, agent.num_steps))
     collector.environments.close()
     assert ("exploration/bonus" in metrics) == (bonus is not None)
-    (found,) = evaluate_policy(Chain, agent.greedy_policy(), num_episodes=1, num_environments=1)
-    return found, sum(collector.episode_returns)
+    (found,) = evaluate_policy(make, agent.greedy_policy(), num_episodes=1, num_environments=1)
+    return sum(collector.episode_returns), found
 
 
-def test_the_corridor_is_solved_with_counts():
-    assert chain_return(BONUSES["count"])[0] == 1
+def expect_found(kind, reached, greedy, *, often):
+    if kind == "nothing":
+        assert reached <= 3  # its greedy policy may be "always right" by chance, for nothing was learned
+    else:
+        assert reached > often
+        assert greedy == 1
+
+
+@pytest.mark.parametrize("kind", BONUSES)
+def test_the_end_of_a_corridor_is_found_with_a_bonus_and_not_without(kind):
+    reached, greedy = corridor(PPO, BONUSES[kind], length=20, steps=8192)
+    expect_found(kind, reached, greedy, often=40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BONUSES)
-def test_the_corridor_is_solved_with_a_bonus_and_not_without_on_every_seed(kind):
-    solved = [chain_return(BONUSES[kind], seed)[0] for seed in range(5)]
-    assert solved == [0.0 if kind == "nothing" else 1.0] * 5
+def test_it_is_found_on_every_seed(kind):
+    for seed in range(1, 5):
+        expect_found(kind, *corridor(PPO, BONUSES[kind], length=20, steps=8192, seed=seed), often=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nothing", "count"])
+def test_an_agent_with_a_replay_finds_it_too(kind):
+    for seed in range(5):
+        expect_found(kind, *corridor(DOUBLE_DQN, BONUSES[kind], length=10, steps=3000, seed=seed), often=40)
+
+
+def play_arms(config, steps, seed):
+    """A trained agent of the choice between 0.5 and 1."""
+    agent = build_agent(config, TaskSizes(1, 2), total_steps=steps, seed=seed)
+    collector = Collector(make_environments(TwoArms, agent.num_environments), seed=seed)
+    while collector.num_steps_taken < steps:
+        agent.update(collector.collect(agent.policy, agent.num_steps))
+    collector.environments.close()
+    return agent
 
 
 @pytest.mark.parametrize(
@@ -59,46 +85,87 @@ def test_the_corridor_is_solved_with_a_bonus_and_not_without_on_every_seed(kind)
      ({"exploration": "boltzmann", "exploration_end": 0.1}, "all")],
 )  # fmt: skip
 def test_without_exploration_an_agent_may_stay_with_the_worse_arm(exploration, wanted):
-    best = 0
-    for seed in range(6):
-        config = QLearningConfig(
-            learning_starts=0, rollout_steps=16, gradient_steps=8, batch_size=16, hidden=(8,), learning_rate=0.02,
-            exploration_fraction=1.0, **exploration,
-        )  # fmt: skip
-        agent = build_agent(config, TaskSizes(1, 2), total_steps=320, seed=seed)
-        collector = Collector(make_environments(TwoArms, 1), seed=seed)
-        while collector.num_steps_taken < 320:
-            agent.update(collector.collect(agent.policy, agent.num_steps))
-        collector.environments.close()
-        best += int(agent.greedy_policy().sample(torch.zeros(1, dtype=torch.int64)).actions) == 1
-    assert (best == 6) == (wanted == "all")
+    config = QLearningConfig(
+        learning_starts=0, rollout_steps=16, gradient_steps=8, batch_size=16, hidden=(8,), learning_rate=0.05,
+        exploration_fraction=1.0, **exploration,
+    )  # fmt: skip
+    agents = [play_arms(config, 96, seed) for seed in range(5)]
+    best = [int(agent.greedy_policy().sample(torch.zeros(1, dtype=torch.int64)).actions) for agent in agents]
+    assert (sum(best) == 5) == (wanted == "all")
 
 
-def test_bonuses_by_hand_and_as_time_goes_by():
+@pytest.mark.parametrize("coefficient", [0.0, 0.25])
+def test_an_entropy_bonus_leaves_the_softmax_of_the_rewards(coefficient):
+    """`E[r] + c H(π)` is largest at `π ∝ exp(r / c)`: here `π(better) = σ(0.5 / c)`, and 1 without a bonus."""
+    config = PolicyGradientConfig(
+        name="a2c", hidden=(8,), learning_rate=0.05, optimizer="adam", schedule="linear", rollout_steps=16,
+        entropy_coefficient=coefficient,
+    )  # fmt: skip
+    agent = play_arms(config, 60 * 8 * 16, seed=0)
+    better = agent.policy.network.logits(torch.ones(1, 1)).softmax(-1)[0, 1].item()
+    wanted = 1.0 if coefficient == 0 else 1 / (1 + torch.tensor(-0.5 / coefficient).exp().item())
+    assert better == pytest.approx(wanted, abs=0.03)
+
+
+def test_counts_by_hand():
     counts = build_bonus(CountBonusConfig(scale=2.0), TaskSizes(4, 2))
     seen = torch.tensor([[0, 1, 0], [0, 0, 3]])
     assert counts.pay(seen).tolist() == [  # both rows step together, the first row first
         pytest.approx([2 / 1, 2 / 1, 2 / 4**0.5]),
         pytest.approx([2 / 2**0.5, 2 / 3**0.5, 2 / 1]),
     ]
-    points = build_bonus(CountBonusConfig(decimals=1), TaskSizes(2, 2))
-    near = points.pay(torch.tensor([[[0.11, -1.0], [0.12, -1.01], [0.2, -1.0]]]))
-    assert near[0].tolist() == pytest.approx([0.1, 0.1 / 2**0.5, 0.1])
-    rnd = build_bonus(DistillationBonusConfig(learning_rate=0.01), TaskSizes(2, 2))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(150):
-        often = torch.randn(4, 16, 2, generator=generator)
-        paid = rnd.pay(often)
-    assert paid.mean().item() == pytest.approx(0.1, rel=0.5)
-    state = copy.deepcopy(rnd.state_dict())
-    rare = rnd.pay(torch.full((1, 1, 2), 4.0))
-    assert rare.item() > 5 * paid.mean().item()
-    again = build_bonus(DistillationBonusConfig(learning_rate=0.01), TaskSizes(2, 2), seed=9)
-    again.load_state_dict(state)
-    assert again.pay(torch.full((1, 1, 2), 4.0)).item() == rare.item()
     other = build_bonus(CountBonusConfig(scale=2.0), TaskSizes(4, 2))
     other.load_state_dict(copy.deepcopy(counts.state_dict()))
     assert torch.equal(other.pay(seen), counts.pay(seen))
+    points = build_bonus(CountBonusConfig(decimals=1), TaskSizes(2, 2))
+    near = points.pay(torch.tensor([[[0.11, -1.0], [0.12, -1.01], [0.2, -1.0]]]))
+    assert near[0].tolist() == pytest.approx([0.1, 0.1 / 2**0.5, 0.1])
+
+
+def test_distillation_pays_what_is_new_and_less_and_less_for_the_rest():
+    config = DistillationBonusConfig(learning_rate=0.003)
+    rnd = build_bonus(config, TaskSizes(2, 2))
+    generator = torch.Generator().manual_seed(0)
+    often = torch.randn(4, 16, 2, generator=generator)
+    first = rnd.pay(often)
+    assert first.shape == (4, 16)
+    assert first.mean().item() == pytest.approx(0.1)  # as new as they were on average so far: themselves
+    for _ in range(60):
+        paid = rnd.pay(torch.randn(4, 16, 2, generator=generator))
+    assert paid.mean() < 0.02
+    state = copy.deepcopy(rnd.state_dict())
+    rare = rnd.pay(torch.full((1, 1, 2), 4.0))
+    assert rare > 5 * paid.mean()
+    again = build_bonus(config, TaskSizes(2, 2), seed=9)
+    again.load_state_dict(state)
+    assert torch.equal(again.pay(torch.full((1, 1, 2), 4.0)), rare)
+    # Units do not matter: observations are standardised.
+    small, large = (build_bonus(config, TaskSizes(2, 2)) for _ in range(2))
+    assert torch.allclose(small.pay(often), large.pay(1000 * often + 5), atol=1e-5)
+
+
+class Recorder:
+    """An agent that keeps what it was handed."""
+
+    num_environments, num_steps, policy = 1, 2, None
+
+    def update(self, trajectory):
+        self.rewards = trajectory.rewards
+        return {"value/loss": 1.0}
+
+
+def test_the_bonus_is_added_for_what_a_step_led_to():
+    agent = CuriousAgent(Recorder(), build_bonus(CountBonusConfig(scale=0.5), TaskSizes(3, 2)))
+    ones = torch.ones(1, 2)
+    parts = {"actions": ones.long(), "behaviour_logprobs": -ones, "rewards": 3 * ones, "values": ones,
+             "next_values": ones, "continues": ones, "truncated": ones < 0, "mask": ones > 0}  # fmt: skip
+    trajectory = new_trajectory(**parts, observations=torch.tensor([[0, 1]]), next_observations=torch.tensor([[1, 1]]))
+    metrics = agent.update(trajectory)
+    assert agent.agent.rewards[0].tolist() == pytest.approx([3.5, 3 + 0.5 / 2**0.5])
+    assert trajectory.rewards[0].tolist() == [3, 3]
+    assert metrics == {"value/loss": 1.0, "exploration/bonus": pytest.approx((0.5 + 0.5 / 2**0.5) / 2)}
+    with pytest.raises(ValueError, match="next_observations, which is None"):
+        agent.update(new_trajectory(**parts))
 
 
 def test_a_bonus_is_configured_by_its_kind():

@@ -3,8 +3,8 @@
 from typing import Any
 
 from plaudit.algorithms.base import Agent, TaskSizes
+from plaudit.algorithms.bonuses import Bonus, CountBonus, DistillationBonus
 from plaudit.configs.bonus import BonusConfig, CountBonusConfig
-from plaudit.rollout.bonuses import Bonus, CountBonus, DistillationBonus
 from plaudit.rollout.trajectory import StepPolicy, Trajectory
 
 

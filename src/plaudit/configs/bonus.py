@@ -24,13 +24,15 @@ class DistillationBonusConfig(Config):
     kind: Literal["rnd"] = "rnd"
     """Needs no counts, so it serves observations that never come twice."""
     scale: float = Field(default=0.1, gt=0)
-    """The bonus of an observation as new as they are on average, in units of the reward."""
+    """The bonus of an observation as new as those so far were on average, in units of the reward."""
     hidden: tuple[int, ...] = (64,)
     """Sizes of the hidden layers of both networks."""
     features: int = Field(default=32, gt=0)
     """Numbers that are predicted."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Adam's rate of the network that predicts."""
+    gradient_steps: int = Field(default=4, gt=0)
+    """Its optimizer steps on each batch of what was reached."""
 
 
 BonusConfig = CountBonusConfig | DistillationBonusConfig

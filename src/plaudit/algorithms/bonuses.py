@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.configs.bonus import CountBonusConfig, DistillationBonusConfig
 from plaudit.models.control import perceptron
 from plaudit.rollout.control import observation_vectors
@@ -66,9 +67,10 @@ class DistillationBonus:
     """`scale · ‖f̂(s') - f(s')‖² / mean`, with `f` random and `f̂` trained to predict it on what was reached.
 
     What has been reached often is predicted well and pays little. Observations are standardised by their running mean
-    and deviation and limited to ±5; errors are divided by their running mean, so that the bonus is `scale` on average.
-    Source: Burda et al., "Exploration by random network distillation" (arXiv:1810.12894), section 2. Departures: errors
-    are divided by their mean, not by the deviation of their returns; there is one value for both rewards.
+    and deviation and limited to ±5; errors are divided by their mean over all that has been reached so far, so an
+    observation as new as they were on average pays `scale`, and once all is known nothing pays. Source: Burda et al.,
+    "Exploration by random network distillation" (arXiv:1810.12894), section 2. Departures: errors are divided by their
+    mean, not by the deviation of their returns; there is one value for both rewards.
 
     Attributes:
         target, predictor: `f` and `f̂`.
@@ -88,20 +90,23 @@ class DistillationBonus:
         self._errors = 0.0
 
     def pay(self, observations: Tensor) -> Tensor:
-        """See `Bonus`; one optimizer step on these observations."""
+        """See `Bonus`; then the optimizer steps on these observations.
+
+        Raises:
+            NonFiniteError: for observations that are not finite.
+        """
         vectors = observation_vectors(observations, self.observation_size)
         self._count(vectors.reshape(-1, self.observation_size).double())
         deviation = (self._squares / self._seen).sqrt().clamp(min=1e-6)
         known = ((vectors.double() - self._mean) / deviation).clamp(-5, 5).float()
-        errors = (self.predictor(known) - self.target(known)).square().mean(-1)
-        before = errors.detach()
-        self.optimizer.zero_grad(set_to_none=True)
-        errors.mean().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        # A running mean over about the last hundred batches, the first batch alone at first.
-        level = float(before.mean())
-        self._errors = level if self._errors == 0 else 0.99 * self._errors + 0.01 * level
-        return self.config.scale * before / max(self._errors, 1e-12)
+        before = self._differences(known).detach()
+        for _ in range(self.config.gradient_steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._differences(known).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            guarded_step(self.optimizer, float(loss.detach()), max_norm=None, where="random network distillation")
+        self._errors += float(before.double().sum())
+        return self.config.scale * before * self._seen / max(self._errors, 1e-12)
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks, the optimizer and the running statistics."""
@@ -122,6 +127,10 @@ class DistillationBonus:
         self.optimizer.load_state_dict(state["optimizer"])
         self._seen, self._errors = int(state["seen"]), float(state["errors"])
         self._mean, self._squares = state["mean"].clone(), state["squares"].clone()
+
+    def _differences(self, known: Tensor) -> Tensor:
+        found: Tensor = (self.predictor(known) - self.target(known)).square().mean(-1)
+        return found
 
     def _count(self, vectors: Tensor) -> None:
         """Running mean and sum of squared deviations, by the rule for joining two samples (Chan et al. 1979)."""
