@@ -19,23 +19,23 @@ class DemoConfig(Config):
     """Replies of the shop's staff, every other one good, to fine-tune on."""
     demonstrations: int = Field(default=300, ge=20)
     """Good replies: their average reward is the reward model's 0."""
-    rankings: int = Field(default=500, ge=20)
+    rankings: int = Field(default=900, ge=20)
     """Letters whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=200, ge=20)
     """Rankings of other prompts, to measure it on."""
 
     vocabulary: int = Field(default=1600, ge=300)
     """Entries of the tokenizer that is trained on the world's texts."""
-    hidden_size: int = Field(default=192, ge=16, multiple_of=16)
+    hidden_size: int = Field(default=128, ge=16, multiple_of=16)
     """Width of the decoder, a multiple of 16; its attention heads are 64 wide or a little wider."""
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=2, ge=1)
     """Depth of the decoder."""
     sft_epochs: float = Field(default=1.0, gt=0)
     """Passes over the letter book."""
-    reward_epochs: float = Field(default=2.0, gt=0)
+    reward_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rankings."""
 
-    iterations: int = Field(default=28, ge=1)
+    iterations: int = Field(default=40, ge=1)
     """Rounds of PPO: sample answers, score them, update."""
     prompts_per_iteration: int = Field(default=16, ge=2)
     """Letters answered in each of them, eight times each."""
