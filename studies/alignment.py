@@ -4,9 +4,10 @@
     python studies/alignment.py run ablations reward-models --seeds 0 1 2 3 4
     python studies/alignment.py table
 
-`run` makes for each seed a world with its letter book, a small decoder fine-tuned on it, rankings and a reward model
-(once; they stay in the output folder), and then every run below that has no result yet: what was stopped goes on where
-it was. Every run draws the same number of answers. `table` writes tables, plots and JSON (`alignment_report.py`).
+`run` begins, for each seed, with the first stages of `plaudit demo --seed SEED`: letter book, fine-tuned decoder,
+rankings, reward model (once; a folder that a demo has left may stand at `<output>/worlds/SEED` in their place). Then
+comes every run below that has no result yet: what was stopped goes on where it was. Every run draws the same number of
+answers. `table` writes tables, plots and JSON (`alignment_report.py`).
 """
 
 import argparse
@@ -41,18 +42,9 @@ from plaudit.training import align, reward
 from plaudit.training.trackers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "layers": 2,
-    "demonstrations": 100,
-    "rankings": 500,
-    "test_rankings": 100,
-    "max_new_tokens": 72,
-}
-"""Of the world's models and records where they differ from the demo's: small, so that there can be many runs."""
 ITERATIONS, PROMPTS, SAMPLES = 12, 8, 8
 """Of every run: 768 answers. Its letters come once each, so that what they earn is a held-out measurement."""
-TEST_PROMPTS, TEST_SAMPLES, BEST_OF = 128, 2, 16
+TEST_PROMPTS, TEST_SAMPLES, BEST_OF = 96, 3, 16
 RATE = 3e-4
 EQUAL_KL = 1.0
 """Nats per answer at which runs are compared."""
@@ -127,14 +119,13 @@ ARMS = arms()
 def world_run(output: Path, seed: int) -> pipeline.DemoRun:
     """The world of a seed with its fine-tuned model and rankings, made at the first call and read afterwards."""
     folder = output / "worlds" / str(seed)
-    config = DemoConfig(output=folder, seed=seed, **SIZES)
+    config = DemoConfig(output=folder, seed=seed)
     run = pipeline.DemoRun(config, World(seed))
-    if not (folder / "ready").exists():
+    if not (folder / "reward" / "model").exists():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "data").mkdir(parents=True)
-        for stage in (pipeline.make_world, pipeline.fine_tune, pipeline.collect_rankings):
-            stage(run)
-        (folder / "ready").touch()
+        for stage in ("make_world", "fine_tune", "collect_rankings", "train_reward_model"):
+            pipeline.STAGES[stage](run)
     run.demonstrations = run.world.demonstrations(config.demonstrations)
     run.train, run.test = (read_comparisons(folder / f"data/{split}.jsonl").records for split in ("train", "test"))
     return run
@@ -165,12 +156,16 @@ def reward_model(run: pipeline.DemoRun, name: str) -> tuple[Any, float]:
         combined = combine({member: (model, 1 / len(members)) for member, model in models.items()})
         return combined, accuracy(run.test, np.split(scores, bounds))
     known = folder / "accuracy.json"
-    if not known.exists():
+    if name == "pairs":
+        folder = run.file("reward")
+    elif not known.exists():
         shutil.rmtree(folder, ignore_errors=True)
         train_reward_model(run, folder, changes, seed=int(name.partition("-")[2] or 0) if "pairs" in name else 0)
-        model = RewardModel.from_pretrained(str(folder / "model"))
+    model = RewardModel.from_pretrained(str(folder / "model"))
+    if not known.exists():
+        known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(accuracy(run.test, score_all(model, run.test))))
-    return RewardModel.from_pretrained(str(folder / "model")), float(json.loads(known.read_text()))
+    return model, float(json.loads(known.read_text()))
 
 
 def train_reward_model(run: pipeline.DemoRun, folder: Path, changes: dict[str, Any], *, seed: int) -> None:
