@@ -6,6 +6,7 @@
 #   make bench     all benchmarks (an hour and a half of one core), and their tables into docs/benchmarks.md
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
+#   make study-alignment  docs/studies/alignment.md anew (an hour and a half of one core; goes on where it was stopped)
 #   make docs      the manual, into site/
 
 VENV ?= .venv
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: demo test test-all check bench bench-quick study-grouped docs venv clean
+.PHONY: demo test test-all check bench bench-quick study-grouped study-alignment docs venv clean
 .DEFAULT_GOAL := test
 
 venv: $(STAMP)
@@ -65,6 +66,11 @@ bench-quick: $(STAMP)
 study-grouped: $(STAMP)
 	for data in world-frozen oasst fgrlhf_qa world; do $(BIN)/python studies/grouped_vs_shuffled.py run $$data || exit 1; done
 	$(BIN)/python studies/grouped_vs_shuffled.py table
+
+study-alignment: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms ablations
+	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run reward-models --seeds 0 1 2
+	$(BIN)/python studies/alignment.py table
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
