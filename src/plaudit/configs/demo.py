@@ -19,7 +19,7 @@ class DemoConfig(Config):
     """Replies of the shop's staff, every other one good, to fine-tune on."""
     demonstrations: int = Field(default=300, ge=20)
     """Good replies: their average reward is the reward model's 0."""
-    rankings: int = Field(default=900, ge=20)
+    rankings: int = Field(default=1600, ge=20)
     """Letters whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=200, ge=20)
     """Rankings of other prompts, to measure it on."""
@@ -35,7 +35,7 @@ class DemoConfig(Config):
     reward_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rankings."""
 
-    iterations: int = Field(default=40, ge=1)
+    iterations: int = Field(default=56, ge=1)
     """Rounds of PPO: sample answers, score them, update."""
     prompts_per_iteration: int = Field(default=16, ge=2)
     """Letters answered in each of them, eight times each."""

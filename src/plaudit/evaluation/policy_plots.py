@@ -133,7 +133,8 @@ def _draw_run(
         if run == BEST_OF_N:
             axes.plot(distance, values, color=shade, linewidth=1)
         return
-    line = np.linspace(0, float(distance.max()) * 1.05, 120)
+    # Over the points alone: the curve begins at 0 by its form, not because anything was measured there.
+    line = np.linspace(0.9 * float(distance.min()), 1.05 * float(distance.max()), 120)
     axes.plot(line, curve(fitted.kind, line, fitted.alpha.value, fitted.beta.value), color=shade, linewidth=1.4)
 
 
