@@ -99,6 +99,27 @@ def test_adapters_learn_from_remembered_answers(critic: str, tokenizer_path: str
     assert math.isfinite(result.metrics["objective/kl"])
 
 
+def test_gradient_checkpointing_recomputes_the_critic_too(tokenizer_path: str, tmp_path: Path) -> None:
+    calls, gradients = {}, {}
+    for checkpointing in (False, True):
+        config = settings(tokenizer_path, tmp_path, gradient_checkpointing=checkpointing, **acer())
+        job, _, _ = align.prepare(config, PROMPTS, HELD_OUT, None, count_good)
+        job.collect(0)
+        algorithm, learner = parts(job)
+        critic: Any = learner.critic.backbone
+        counted: list[int] = []
+        critic.layers[0].mlp.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        with torch.no_grad():
+            learner.critic.head.weight.fill_(0.1)
+        found = learner.tables(algorithm.replay.sample(4, generator=torch.Generator().manual_seed(0)))
+        found.action_values.square().sum().backward()  # type: ignore[no-untyped-call]
+        calls[checkpointing] = len(counted)
+        gradients[checkpointing] = critic.layers[0].mlp.up_proj.weight.grad
+    assert calls == {False: 1, True: 2}
+    torch.testing.assert_close(gradients[True], gradients[False])
+    assert gradients[True].abs().max() > 0
+
+
 def test_the_estimate_counts_what_is_remembered(
     tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
