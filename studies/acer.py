@@ -3,6 +3,7 @@
 python studies/acer.py cartpole --seeds 0 1 2 3 4
 python studies/acer.py table
 python studies/acer.py strings --seeds 0 1 2 3 4
+python studies/acer.py kept
 python studies/acer.py text --seeds 0 1 2
 
 `cartpole` adds to `docs/studies/acer-cartpole.jsonl`, and seeds that are there are not run again; `table` shows them.
@@ -10,6 +11,7 @@ python studies/acer.py text --seeds 0 1 2
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.acer import AcerConfig, AcerTextConfig
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.align import AlignConfig
+from plaudit.core.acer_losses import action_utilities, corrected_score_weights
 from plaudit.data.records import PromptRecord
 from plaudit.models.causal_lm import CausalLM
 from plaudit.rollout.action_values import TabularActionValues
@@ -64,7 +67,8 @@ ROUTES: dict[str, dict[str, Any]] = {
     "acer, 16 replays": {"name": "acer", "replay_ratio": 16.0},
     "acer, 4 replays, no trust region": {"name": "acer", "trust_region": None},
     "acer, no replay": {"name": "acer", "replay_ratio": 0.0},
-    "acer, 4 replays, 2 of 5 tokens kept": {"name": "acer", "behaviour_tokens": 2},
+    "acer, 4 replays, c = 1": {"name": "acer", "truncation": 1.0},
+    "acer, 4 replays, c = 1, 2 of 5 tokens kept": {"name": "acer", "truncation": 1.0, "behaviour_tokens": 2},
     "ppo, 4 epochs": {"name": "ppo"},
     "ppo, 16 epochs": {"name": "ppo", "epochs": 16},
     "rloo": {"name": "rloo"},
@@ -114,6 +118,56 @@ def strings(seeds: list[int], budgets: list[int], only: list[str]) -> None:
                 learn = learn_by_replay if options["name"] == "acer" else learn_by_gradient
                 gaps.append(learn(mdp, options, updates=budget // ROWS, seed=seed))
             print(row(route, budget, gaps, (time.process_time() - begun) / len(seeds)), flush=True)
+
+
+def kept_bias(mdp: TokenMDP, kept: int, truncation: float) -> float:
+    """How far the expected step is off where the `kept` likeliest actions of μ and the sampled one are remembered.
+
+    `‖E g - g‖ / ‖g‖` over all states, exactly, each as often as μ comes by; μ is the reference, π half of the way to
+    the optimum by log-probabilities, and the critic is right.
+    """
+    behaviour = mdp.reference_logprobs
+    logprobs = (behaviour + 0.5 * (mdp.optimal_solution().logprobs - behaviour)).log_softmax(-1)
+    found = action_utilities(
+        logprobs, mdp.evaluate(logprobs).action_values, mdp.reference_logprobs, coefficient=mdp.coefficient
+    )
+    advantages = found.utilities - found.values.unsqueeze(-1)
+    likely = torch.zeros_like(behaviour, dtype=torch.bool).scatter(-1, behaviour.topk(kept).indices, True)
+    expected = torch.zeros_like(logprobs)
+    for action in range(mdp.vocabulary):
+        known = likely.clone()
+        known[..., action] = True
+        weights = corrected_score_weights(
+            logprobs,
+            behaviour.masked_fill(~known, math.inf),
+            torch.full(logprobs.shape[:-1], action),
+            advantages[..., action],
+            advantages,
+            truncation=truncation,
+        )
+        expected += behaviour[..., action].exp().unsqueeze(-1) * weights
+    chances = mdp.string_logprobs(behaviour).exp()
+    visits = torch.zeros_like(found.values)
+    for step in range(mdp.max_length):
+        rows = mdp.string_mask[:, step]
+        visits.index_add_(1, mdp.string_prefixes[rows, step], chances[:, rows])
+    # From weights of ∇ log π to the gradient by logits.
+    wanted = logprobs.exp() * advantages
+    steps = [visits.unsqueeze(-1) * (each - logprobs.exp() * each.sum(-1, keepdim=True)) for each in (expected, wanted)]
+    return float((steps[0] - steps[1]).norm() / steps[1].norm())
+
+
+def kept_table(seeds: list[int]) -> str:
+    """Mean of `kept_bias` over problems, by how many of the five tokens are kept and by c."""
+    truncations = (0.5, 1.0, 2.0, 10.0)
+    lines = [f"| tokens kept | {' | '.join(f'c = {each:g}' for each in truncations)} |", "|---|---|---|---|---|"]
+    for kept in range(1, 6):
+        cells = []
+        for truncation in truncations:
+            found = [kept_bias(TokenMDP(seed=seed), kept, truncation) for seed in seeds]
+            cells.append(f"{100 * sum(found) / len(found):.1f} %")
+        lines.append(f"| {kept} of 5 | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "why", "is", "it", "so", "good", "bad", "very", "yes")
@@ -243,7 +297,7 @@ def table() -> str:
 
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cartpole", "table", "strings", "text"])
+    parser.add_argument("what", choices=["cartpole", "table", "strings", "kept", "text"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--total", type=int, default=500_000, help="environment steps of CartPole-v1")
     parser.add_argument("--episodes", type=int, default=100, help="of CartPole-v1 that an agent is judged by")
@@ -257,6 +311,8 @@ def main() -> None:
     arguments = arguments_of()
     if arguments.what == "table":
         print(table())
+    elif arguments.what == "kept":
+        print(kept_table([0, 1, 2, 3, 4]))
     elif arguments.what == "strings":
         strings(arguments.seeds, arguments.budgets or [1024, 4096, 16384], arguments.only)
     elif arguments.what == "text":

@@ -151,4 +151,5 @@ def correction_share(weights: Tensor, actions: Tensor) -> Tensor:
     sizes = weights.abs()
     sampled = sizes.gather(-1, actions.unsqueeze(-1)).sum()
     total = sizes.sum()
-    return masked_mean(1 - sampled / total.clamp_min(torch.finfo(total.dtype).tiny), total > 0)
+    share = 1 - sampled / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return masked_mean(share.clamp_min(0.0), total > 0)
