@@ -1,6 +1,6 @@
 """CartPole-v1 by A3C: what workers without locks reach, how stale their gradients are, and how long it takes.
 
-python studies/a3c.py run --workers 2 --schedule linear --seeds 0 1 2 3 4
+python studies/a3c.py run --workers 2 --rollout-steps 20 --total 200000 --seeds 0 1 2
 python studies/a3c.py table
 
 `run` adds to `docs/studies/a3c.jsonl`; what is there is not run again. Runs with more than one worker cannot be
@@ -24,7 +24,7 @@ from plaudit.training.trackers import read_metrics
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "a3c.jsonl"
 EPISODES = 100
-KEY = ("workers", "schedule", "total", "seed")
+KEY = ("workers", "rollout_steps", "schedule", "total", "seed")
 
 
 def processor_seconds() -> float:
@@ -33,13 +33,13 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run(workers: int, schedule: str, total: int, seed: int) -> dict[str, Any]:
+def run(workers: int, rollout_steps: int, schedule: str, total: int, seed: int) -> dict[str, Any]:
     """One run of `plaudit gym`, as a row of the results."""
     load, used = os.getloadavg()[0], processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
         config = GymConfig.model_validate(
             {
-                "algorithm": {"name": "a3c", "workers": workers, "schedule": schedule},
+                "algorithm": {"name": "a3c", "workers": workers, "rollout_steps": rollout_steps, "schedule": schedule},
                 "env": "CartPole-v1",
                 "total_steps": total,
                 "seed": seed,
@@ -58,6 +58,7 @@ def run(workers: int, schedule: str, total: int, seed: int) -> dict[str, Any]:
     staleness = [line["workers/staleness"] for line in lines]
     return {
         "workers": workers,
+        "rollout_steps": rollout_steps,
         "schedule": schedule,
         "total": total,
         "seed": seed,
@@ -80,13 +81,13 @@ def rows() -> list[dict[str, Any]]:
 def table() -> str:
     """The results as a Markdown table, a line for each number of workers, schedule and length."""
     lines = [
-        "| workers | rate | steps | mean return of each seed | interquartile mean | 95 % interval "
+        "| workers | t_max | rate | steps | mean return of each seed | interquartile mean | 95 % interval "
         "| mean (most) staleness | seconds a run | CPU seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     found = rows()
-    for workers, schedule, total in sorted({tuple(row[name] for name in KEY[:3]) for row in found}):
-        chosen = [row for row in found if tuple(row[name] for name in KEY[:3]) == (workers, schedule, total)]
+    for case in sorted({tuple(row[name] for name in KEY[:-1]) for row in found}):
+        chosen = [row for row in found if tuple(row[name] for name in KEY[:-1]) == case]
         chosen.sort(key=lambda row: row["seed"])
         means = [row["mean"] for row in chosen]
         interval = "{:.1f} to {:.1f}".format(*bootstrap_interval(means)) if len(means) > 2 else "too few seeds"
@@ -94,8 +95,9 @@ def table() -> str:
         staleness = sum(row["staleness"] for row in chosen) / len(chosen)
         most = max(row["staleness_max"] for row in chosen)
         seconds, used = (sum(row[name] for row in chosen) / len(chosen) for name in ("seconds", "cpu_seconds"))
+        middle, first = float(interquartile_mean(means)), " | ".join(map(str, case[:-1]))
         lines.append(
-            f"| {workers} | {schedule} | {total:,} | {each} | {float(interquartile_mean(means)):.1f} | {interval} | "
+            f"| {first} | {case[-1]:,} | {each} | {middle:.1f} | {interval} | "
             f"{staleness:.2f} ({most:.0f}) | {seconds:.0f} | {used:.0f} |"
         )
     return "\n".join(lines)
@@ -105,6 +107,7 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("run", "table"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rollout-steps", type=int, default=5, help="between two updates of a worker")
     parser.add_argument("--schedule", choices=("constant", "linear"), default="linear")
     parser.add_argument("--total", type=int, default=100_000, help="environment steps of all workers together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -117,7 +120,7 @@ if __name__ == "__main__":
         print(table())
     else:
         for number in chosen.seeds:
-            wanted = (chosen.workers, chosen.schedule, chosen.total, number)
+            wanted = (chosen.workers, chosen.rollout_steps, chosen.schedule, chosen.total, number)
             if any(tuple(row[name] for name in KEY) == wanted for row in rows()):
                 continue
             line = run(*wanted)
