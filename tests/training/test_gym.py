@@ -14,7 +14,7 @@ from gymnasium import spaces
 from plaudit.configs.base import load_config
 from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, make_environments
-from plaudit.training.gym import main, prepare
+from plaudit.training.gym import from_workers, main, prepare
 from plaudit.training.gym_agents import load_agent
 from tests.algorithms.problems import Echo
 
@@ -171,3 +171,21 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(config(tmp_path, algorithm={"name": "a3c", "workers": 3}), dry_run=True) == []
     assert "of 5 steps (3 workers)" in capsys.readouterr().out
+
+
+def test_steps_of_workers_that_were_not_reported_before_a_stop_count(tmp_path):
+    options = {"algorithm": {"name": "a3c"}}
+    job = prepare(config(tmp_path, **options))
+    job.agent.shared.counts[1] = torch.tensor([40, 8])
+    job.steps = 25
+    (tmp_path / "run").mkdir()
+    job.save()
+    again = prepare(config(tmp_path, resume=True, **options))
+    assert again.resume()
+    assert again.steps == 40
+    ended = type("Ended", (), {"advance": lambda self, interrupted: (None, {})})()
+    assert from_workers(again, ended, lambda: True) == {}
+    with pytest.raises(RuntimeError, match="all workers ended after 40 of 300 steps"):
+        from_workers(again, ended, lambda: False)
+    for each in (job, again):
+        each.collector.environments.close()

@@ -132,6 +132,9 @@ class GymJob:
         compare_configurations(json.loads(saved["config"]), self.config, checkpoint.path)
         self.agent.load_state_dict(saved["agent"])
         self.steps, self.metrics = int(saved["steps"]), dict(saved["metrics"])
+        if isinstance(self.agent, A3CAgent):
+            # Workers had gone on while reports of what they did were on their way.
+            self.steps = self.agent.shared.steps
         self.collector = Collector(self.collector.environments, seed=self.config.seed + self.steps)
         self.collector.num_steps_taken = self.steps
         self.collector.episode_returns = saved["returns"].tolist()
@@ -282,6 +285,8 @@ def from_workers(job: GymJob, pool: WorkerPool, interrupted: Callable[[], bool])
     while True:
         report, metrics = pool.advance(interrupted)
         if report is None:
+            if job.steps < job.config.total_steps and not interrupted():
+                raise RuntimeError(f"all workers ended after {job.steps} of {job.config.total_steps} steps")
             return found
         found = metrics
         job.steps += report.steps
