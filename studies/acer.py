@@ -77,7 +77,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 ROWS = 64
 
 
-def learn_by_replay(mdp: TokenMDP, options: dict[str, Any], *, updates: int, seed: int, rate: float = 0.1) -> float:
+def learn_by_replay(mdp: TokenMDP, options: dict[str, Any], *, updates: int, seed: int, rate: float) -> float:
     """The gap after `updates` batches of fresh strings, the rate decayed to 0."""
     policy = TabularActionValues(mdp.policy(), mdp.reference_logprobs.flatten(0, 1))
     optimizer = torch.optim.Adam([policy.policy.logits, policy.action_values], lr=rate)
@@ -91,7 +91,7 @@ def learn_by_replay(mdp: TokenMDP, options: dict[str, Any], *, updates: int, see
     return mdp.gap(mdp.logprob_table(policy).detach())
 
 
-def learn_by_gradient(mdp: TokenMDP, options: dict[str, Any], *, updates: int, seed: int, rate: float = 0.1) -> float:
+def learn_by_gradient(mdp: TokenMDP, options: dict[str, Any], *, updates: int, seed: int, rate: float) -> float:
     """The same for an algorithm of the policy-gradient family, four strings to a group."""
     policy = mdp.policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
@@ -106,7 +106,7 @@ def learn_by_gradient(mdp: TokenMDP, options: dict[str, Any], *, updates: int, s
     return mdp.gap(mdp.logprob_table(policy).detach())
 
 
-def strings(seeds: list[int], budgets: list[int], only: list[str]) -> None:
+def strings(seeds: list[int], budgets: list[int], only: list[str], rate: float) -> None:
     """Gaps to the exact optimum by strings sampled, one line for each budget and each route that is asked for."""
     print("| algorithm | strings | mean gap | gaps of the seeds | CPU seconds a run |")
     print("|---|---|---|---|---|", flush=True)
@@ -116,7 +116,7 @@ def strings(seeds: list[int], budgets: list[int], only: list[str]) -> None:
             for seed in seeds:
                 mdp = TokenMDP(seed=seed)
                 learn = learn_by_replay if options["name"] == "acer" else learn_by_gradient
-                gaps.append(learn(mdp, options, updates=budget // ROWS, seed=seed))
+                gaps.append(learn(mdp, options, updates=budget // ROWS, seed=seed, rate=rate))
             print(row(route, budget, gaps, (time.process_time() - begun) / len(seeds)), flush=True)
 
 
@@ -303,7 +303,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=100, help="of CartPole-v1 that an agent is judged by")
     parser.add_argument("--budgets", type=int, nargs="+", help="strings or answers of a run")
     parser.add_argument("--only", nargs="+", default=[], help="routes, of those of `strings` or `text`")
-    parser.add_argument("--rate", type=float, default=0.02, help="Adam's, of `text`")
+    parser.add_argument("--rate", type=float, help="Adam's; 0.1 for `strings`, 0.02 for `text`")
     return parser.parse_args()
 
 
@@ -314,9 +314,9 @@ def main() -> None:
     elif arguments.what == "kept":
         print(kept_table([0, 1, 2, 3, 4]))
     elif arguments.what == "strings":
-        strings(arguments.seeds, arguments.budgets or [1024, 4096, 16384], arguments.only)
+        strings(arguments.seeds, arguments.budgets or [1024, 4096, 16384], arguments.only, arguments.rate or 0.1)
     elif arguments.what == "text":
-        text(arguments.seeds, arguments.budgets or [240, 480, 960], arguments.only, arguments.rate)
+        text(arguments.seeds, arguments.budgets or [240, 480, 960], arguments.only, arguments.rate or 0.02)
     else:
         for seed in sorted(set(arguments.seeds) - {each["seed"] for each in rows()}):
             found = cartpole(seed, arguments.total, arguments.episodes)
