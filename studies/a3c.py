@@ -1,6 +1,6 @@
 """CartPole-v1 by A3C: what workers without locks reach, how stale their gradients are, and how long it takes.
 
-python studies/a3c.py run --workers 2 --rollout-steps 20 --total 200000 --seeds 0 1 2
+python studies/a3c.py run --workers 2 --seeds 0 1 2 3 4
 python studies/a3c.py table
 
 `run` adds to `docs/studies/a3c.jsonl`; what is there is not run again. Runs with more than one worker cannot be
@@ -24,7 +24,8 @@ from plaudit.training.trackers import read_metrics
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "a3c.jsonl"
 EPISODES = 100
-KEY = ("workers", "rollout_steps", "schedule", "total", "seed")
+OPTIONS = ("workers", "rollout_steps", "discount", "gae_lambda", "schedule")
+KEY = (*OPTIONS, "total", "seed")
 
 
 def processor_seconds() -> float:
@@ -33,13 +34,13 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run(workers: int, rollout_steps: int, schedule: str, total: int, seed: int) -> dict[str, Any]:
-    """One run of `plaudit gym`, as a row of the results."""
+def run(options: dict[str, Any], total: int, seed: int) -> dict[str, Any]:
+    """One run of `plaudit gym`, as a row of the results; `options` are the algorithm's."""
     load, used = os.getloadavg()[0], processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
         config = GymConfig.model_validate(
             {
-                "algorithm": {"name": "a3c", "workers": workers, "rollout_steps": rollout_steps, "schedule": schedule},
+                "algorithm": {"name": "a3c", **options},
                 "env": "CartPole-v1",
                 "total_steps": total,
                 "seed": seed,
@@ -57,9 +58,7 @@ def run(workers: int, rollout_steps: int, schedule: str, total: int, seed: int) 
         lines = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "workers/staleness" in line]
     staleness = [line["workers/staleness"] for line in lines]
     return {
-        "workers": workers,
-        "rollout_steps": rollout_steps,
-        "schedule": schedule,
+        **options,
         "total": total,
         "seed": seed,
         "mean": result.metrics["return"],
@@ -81,9 +80,9 @@ def rows() -> list[dict[str, Any]]:
 def table() -> str:
     """The results as a Markdown table, a line for each number of workers, schedule and length."""
     lines = [
-        "| workers | t_max | rate | steps | mean return of each seed | interquartile mean | 95 % interval "
+        "| workers | t_max | γ | λ | rate | steps | mean return of each seed | interquartile mean | 95 % interval "
         "| mean (most) staleness | seconds a run | CPU seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 12}",
     ]
     found = rows()
     for case in sorted({tuple(row[name] for name in KEY[:-1]) for row in found}):
@@ -107,7 +106,9 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("run", "table"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rollout-steps", type=int, default=5, help="between two updates of a worker")
+    parser.add_argument("--rollout-steps", type=int, default=32, help="between two updates of a worker")
+    parser.add_argument("--discount", type=float, default=0.98)
+    parser.add_argument("--gae-lambda", type=float, default=0.8)
     parser.add_argument("--schedule", choices=("constant", "linear"), default="linear")
     parser.add_argument("--total", type=int, default=100_000, help="environment steps of all workers together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -120,10 +121,11 @@ if __name__ == "__main__":
         print(table())
     else:
         for number in chosen.seeds:
-            wanted = (chosen.workers, chosen.rollout_steps, chosen.schedule, chosen.total, number)
+            options = {name: getattr(chosen, name) for name in OPTIONS}
+            wanted = (*options.values(), chosen.total, number)
             if any(tuple(row[name] for name in KEY) == wanted for row in rows()):
                 continue
-            line = run(*wanted)
+            line = run(options, chosen.total, number)
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
