@@ -1,13 +1,16 @@
 """Asynchronous against synchronous alignment of a tiny model, with the same amount of feedback: time and reward.
 
-python studies/asynchronous.py --seeds 0 1 2
+python studies/asynchronous.py run --seeds 0 1 2
+python studies/asynchronous.py table
 
+`run` adds to `docs/studies/asynchronous.jsonl`; what is there is not run again.
 The reward counts letters, so that it is clear what is learned. Every run gets the same number of answers scored. Sides
 take turns within each seed, so that what else the machine does meets all of them alike. On a machine with one free core
 the processes only take turns, and nothing can be gained: the table says how many cores there were and how busy.
 """
 
 import argparse
+import json
 import os
 import resource
 import tempfile
@@ -22,6 +25,7 @@ from plaudit.data.vocabulary import train_tokenizer
 from plaudit.training.align import TrainingResult, main
 from plaudit.training.trackers import read_metrics
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "asynchronous.jsonl"
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "why", "is", "it", "so")
 PROMPTS = [PromptRecord(prompt=f"{one} {two}") for one in WORDS[:6] for two in WORDS[6:12]]
 PER_ITERATION = 64
@@ -101,6 +105,7 @@ def run(route: dict[str, Any], seed: int, settings: argparse.Namespace, tokenize
 
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("run", "table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -123,11 +128,11 @@ COLUMNS = (
 )
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Means over seeds as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for name, runs in found.items():
-        averages = {key: mean(each[key] for each in runs) for key in runs[0]}
+        averages = {key: mean(each[key] for each in runs) for key in runs[0] if key != "name"}
         rewards = ", ".join(f"{each['reward']:.2f}" for each in runs)
         cells = [name, f"{averages['first']:.2f}", f"{averages['reward']:.2f}", rewards, f"{averages['staleness']:.2f}"]
         cells += [f"{PER_ITERATION / averages['iteration']:.0f}"]
@@ -137,15 +142,28 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def rows() -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
 if __name__ == "__main__":
     chosen = arguments_of()
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen.only}
-    loads = []
-    with tempfile.TemporaryDirectory() as place:
-        train_tokenizer([" ".join(WORDS)] * 4, 300).save_pretrained(place)
-        for number in chosen.seeds:
-            for name in chosen.only:
-                results[name].append(run(ROUTES[name], number, chosen, place))
-                loads.append(os.getloadavg()[0])
-    print(f"{os.cpu_count()} cores; load {min(loads):.1f} to {max(loads):.1f}, this study's own processes included\n")
-    print(table(results))
+    if chosen.task == "table":
+        loads = [each["load"] for each in rows()]
+        print(
+            f"{os.cpu_count()} cores; load {min(loads):.1f} to {max(loads):.1f}, this study's own processes included\n"
+        )
+        print(table({name: [each for each in rows() if each["name"] == name] for name in ROUTES}))
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            train_tokenizer([" ".join(WORDS)] * 4, 300).save_pretrained(place)
+            for number in chosen.seeds:
+                for name in chosen.only:
+                    if any((each["name"], each["seed"]) == (name, number) for each in rows()):
+                        continue
+                    found: dict[str, Any] = {"name": name, "seed": number} | run(ROUTES[name], number, chosen, place)
+                    line = json.dumps(found | {"load": os.getloadavg()[0]})
+                    with RESULTS.open("a") as file:
+                        file.write(line + "\n")
+                    print(line, flush=True)
