@@ -154,7 +154,8 @@ if __name__ == "__main__":
         print(
             f"{os.cpu_count()} cores; load {min(loads):.1f} to {max(loads):.1f}, this study's own processes included\n"
         )
-        print(table({name: [each for each in rows() if each["name"] == name] for name in ROUTES}))
+        by_name = {name: [each for each in rows() if each["name"] == name] for name in ROUTES}
+        print(table({name: runs for name, runs in by_name.items() if runs}))
     else:
         with tempfile.TemporaryDirectory() as place:
             train_tokenizer([" ".join(WORDS)] * 4, 300).save_pretrained(place)
