@@ -4,6 +4,7 @@ python studies/world_model.py cartpole --seeds 0 1 2 3 4 5 6 7 8 9
 python studies/world_model.py cartpole --seeds 0 1 2 --embedded
 python studies/world_model.py table
 python studies/world_model.py dialogue --seeds 0 1 2 3 4
+python studies/world_model.py hills --seeds 0 2 4
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from control_peer import bootstrap_interval, interquartile_mean
 
 from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.deep_dyna import user_loss
 from plaudit.algorithms.world_dialogue import evolve_speaker, fit_latent_user, matched_moves
 from plaudit.algorithms.world_learning import evolve_controller
 from plaudit.algorithms.world_model import WorldModel
@@ -27,7 +29,7 @@ from plaudit.models.world import RecurrentDynamics
 from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.environments import Collector, MakeEnvironment, evaluate_policy, make_environments
 from plaudit.rollout.imagination import LinearController, World, WorldPolicy
-from plaudit.rollout.imagined_dialogue import imagined_dialogue, user_tables
+from plaudit.rollout.imagined_dialogue import imagined_dialogue, turns_of, user_tables
 from plaudit.rollout.trajectory import StepPolicy
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "world-model-cartpole.jsonl"
@@ -169,9 +171,32 @@ def dialogue(seeds: list[int]) -> None:
         dialogue_row(seed, "0: never learned", LatentUser(*sizes.values(), seed=seed), mdp)
 
 
+def hills(seeds: list[int]) -> None:
+    """How well five starts fit the same 1000 dialogues, and how far their transition matrices are from the true one."""
+    print(
+        "| user | loss of the true user | loss of each start | moves: mean total variation of each |\n|---|---|---|---|"
+    )
+    for seed in seeds:
+        mdp = DialogueMDP(seed=seed)
+        true = LatentUser(mdp.num_words, mdp.num_replies, mdp.num_moods).double()
+        with torch.no_grad():
+            true.first_logits.copy_(mdp.first_mood.log())
+            true.move_logits.copy_(mdp.mood_moves.log())
+            true.reply_logits.copy_(mdp.mood_replies.log())
+            true.mood_rewards.copy_(mdp.mood_rewards)
+        real = mdp.sample(mdp.policy(), 1000, generator=torch.Generator().manual_seed(seed))
+        sizes = {"num_words": mdp.num_words, "num_replies": mdp.num_replies, "num_moods": mdp.num_moods}
+        users = [fit_latent_user(real, **sizes, seed=seed + 7 * start, restarts=1, steps=300) for start in range(5)]
+        with torch.no_grad():
+            losses = [float(user_loss(user, *turns_of(real))) for user in (true, *users)]
+        away = [(matched_moves(user, mdp.mood_moves) - mdp.mood_moves).abs().sum(-1).mean() / 2 for user in users]
+        shown = ", ".join(f"{loss:.4f}" for loss in losses[1:])
+        print(f"| {seed} | {losses[0]:.4f} | {shown} | {', '.join(f'{each:.2f}' for each in away)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cartpole", "table", "dialogue"])
+    parser.add_argument("part", choices=["cartpole", "table", "dialogue", "hills"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--real-steps", type=int, default=20_000)
     parser.add_argument("--episodes", type=int, default=100)
@@ -181,6 +206,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part == "dialogue":
         dialogue(arguments.seeds)
+    elif arguments.part == "hills":
+        hills(arguments.seeds)
     elif arguments.part == "table":
         table(arguments.results)
     else:
