@@ -1,6 +1,7 @@
 """Tables, plots and JSON of the study of alignment, from the runs that it left."""
 
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -92,7 +93,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
 
     def shown(pair: tuple[float, float] | None, sign: str = "+") -> str:
-        return "" if pair is None else f"{pair[0]:{sign}.2f} ± {pair[1]:.2f}"
+        if pair is None:
+            return ""
+        return f"{pair[0]:{sign}.2f}" + ("" if math.isnan(pair[1]) else f" ± {pair[1]:.2f}")
 
     for row in rows:
         cells = [label_of(row["name"]), str(len(row["seeds"]))]
@@ -155,6 +158,8 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
     }
     for part, names in parts.items():
         present = [name for name in names if name in runs]
+        if part != "algorithms" and len(present) < 3:
+            continue
         rows = [row_of(name, runs) for name in (["best-of-n"] if part == "algorithms" else []) + present]
         say(f"\n### {part}, {answers} answers a run\n\n{markdown(rows, accuracy=part == 'reward-models')}")
         described[part] = rows
