@@ -105,7 +105,7 @@ PROBLEMS = {
         seconds=5,
         episodes=2000,
     ),
-    "cartpole": Problem(lambda seed: "CartPole-v1", cartpole_bounds, steps=20_000, seconds=20, episodes=50),
+    "cartpole": Problem(lambda seed: "CartPole-v1", cartpole_bounds, steps=20_000, seconds=10, episodes=50),
 }
 
 AGENTS: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "dyna-q": {"discount": 1.0},
     "world model": {"discount": 1.0, "horizon": 6, "epochs": 20, "generations": 20},
     "option-critic": {"discount": 1.0},
-    "feudal": {"manager_discount": 1.0, "discount": 1.0, "horizon": 2},
+    "feudal": {"manager_discount": 1.0, "discount": 1.0, "horizon": 2, "rollout_steps": 8},
 }
 """What changes where an episode is three or four steps long, before anything is tried: nothing is discounted, the
 first update comes before the last episode, and neither goals nor dreams outlast an episode."""
@@ -155,11 +155,11 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "dqn": grid(learning_rate=(2.3e-3, 5e-4), exploration_fraction=(0.16, 0.4, 0.8)),
     "double dqn": grid(learning_rate=(2.3e-3, 5e-4), exploration_fraction=(0.16, 0.4, 0.8)),
     "dyna-q": grid(learning_rate=(0.1, 0.3), exploration=(0.1, 0.3, 0.5)),
-    "world model": grid(temperature=(0.5, 1.0), hidden_size=(16, 32)),
+    "world model": grid(temperature=(0.5, 1.0)),
     "option-critic": grid(learning_rate=(1e-3, 5e-3), entropy_coefficient=ENTROPY),
     "feudal": grid(learning_rate=(3e-3, 1e-2), entropy_coefficient=ENTROPY),
 }
-"""Six settings of each agent, the rate and what makes it explore; four of the world model, which is the dearest."""
+"""Six settings of each agent, the rate and what makes it explore; two of the world model, which is the dearest."""
 TUNING_SEEDS = (100, 101, 102)
 
 TABULAR = ("dyna-q",)
