@@ -7,6 +7,7 @@
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
 #   make study-alignment  docs/studies/alignment.md anew (an hour and a half of one core; goes on where it was stopped)
+#   make study-families  docs/studies/families.md anew (an hour of one core; goes on where it was stopped)
 #   make docs      the manual, into site/
 
 VENV ?= .venv
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: demo test test-all check bench bench-quick study-grouped study-alignment docs venv clean
+.PHONY: demo test test-all check bench bench-quick study-grouped study-alignment study-families docs venv clean
 .DEFAULT_GOAL := test
 
 venv: $(STAMP)
@@ -71,6 +72,9 @@ study-alignment: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms ablations
 	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run reward-models --seeds 0 1 2
 	$(BIN)/python studies/alignment.py table
+
+study-families: $(STAMP)
+	for action in tune run table; do OMP_NUM_THREADS=1 $(BIN)/python studies/families.py $$action || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
