@@ -8,25 +8,18 @@ from typing import Any
 import torch
 
 from plaudit.algorithms.build import build_algorithm
-from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
-from plaudit.configs.feudal import FeudalTextConfig
-from plaudit.configs.option_critic import StyledConfig
 from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.goals import GoalHeads
-from plaudit.models.policy import Critic, CriticKind, LanguagePolicy, ReferencePolicy
 from plaudit.models.reward_model import RewardModel
-from plaudit.models.steering import steering_beside
-from plaudit.models.styles import StyleHeads, build_styles
 from plaudit.rewards.annotators import Annotator
 from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.build import build_reward
 from plaudit.rewards.combine import CombinedReward
 from plaudit.rewards.model import ModelReward
 from plaudit.rollout.engine import Engine, require_plain_policy
-from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.rollout.text_policy import TextPolicy
+from plaudit.training.align_build import HEADS, build_learner, build_policy
 from plaudit.training.align_estimate import AlignEstimate, check_replay, estimate_alignment
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob, fitting_prompts
@@ -47,8 +40,6 @@ from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import JsonlTracker, Trackers
 
 SHOWN = {"reward/mean": "reward", "objective/kl": "KL", "objective/length": "length"}
-HEADS = ("critic.head", "action_values.head", "language_model.steering")
-"""How the names of parameters begin that start afresh; `optimizer.head_learning_rate` is theirs."""
 PHASES = ("generation", "scoring", "evaluation", "update")
 
 
@@ -151,20 +142,8 @@ def prepare(
     scorer = open_reward(config, reward, device=str(device))
     language_model = (CausalLM.from_backbone(config.model) if model is None else model).to(device)
     check_replay(config, language_model.head[0].shape[0])
-    language_model.steering, steering = None, _steering(language_model, config)
-    reference = ReferencePolicy(language_model)
-    replays = isinstance(config.algorithm, AcerTextConfig)
-    learned: CriticKind = "separate" if config.critic == "auto" else config.critic
-    critic: CriticKind = learned if config.algorithm.needs_critic and not replays else "none"
     source = reward_model_of(scorer) if config.critic_start == "reward" else None
-    policy = LanguagePolicy.build(language_model, critic=critic, reward_model=source).to(device)
-    if replays:
-        policy.action_values = Critic.of_actions(language_model, shared=learned == "shared").to(device)
-    language_model.steering = None if steering is None else steering.to(device)
-    # Dropout stays off: the updates must see the policy that sampled.
-    policy.eval()
-    if config.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
+    policy, reference = build_policy(config, language_model, device, reward_model=source)
     kept, ids = fitting_prompts(policy, split.train, split.train_counts, config)
     held: list[PromptRecord] = []
     held_ids: list[list[int]] = []
@@ -179,12 +158,9 @@ def prepare(
     text_policy = TextPolicy(
         policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
     )
-    learner: Any = text_policy
-    if isinstance(config.algorithm, AcerTextConfig):
-        learner = TextActionValues(text_policy, reference, averaged=config.algorithm.trust_region is not None)
     algorithm = build_algorithm(
         config.algorithm,
-        learner,
+        build_learner(config, text_policy, reference),
         optimizer,
         max_gradient_norm=config.optimizer.max_gradient_norm,
         total_updates=config.iterations,
@@ -192,19 +168,6 @@ def prepare(
     guards = Guards(config.guards)
     job = AlignJob(config, policy, reference, scorer, text_policy, algorithm, kept, ids, held, held_ids, device, guards)
     return job, optimizer, counts
-
-
-def _steering(model: CausalLM, config: AlignConfig) -> StyleHeads | GoalHeads | None:
-    """New styles or goals, where the algorithm learns some; those that the start has are left behind, aloud."""
-    backbone = config.model.backbone
-    if model.steering is not None or (backbone is not None and steering_beside(backbone) is not None):
-        warn("the start has styles or goals beside it; they are left behind, and the language model alone goes on")
-    if isinstance(config.algorithm, StyledConfig):
-        return build_styles(model, config.algorithm, seed=config.seed)
-    if isinstance(config.algorithm, FeudalTextConfig):
-        sizes = {"horizon": config.algorithm.horizon, "manager_size": config.algorithm.manager_size}
-        return GoalHeads(model.head[0].shape[1], **sizes, seed=config.seed)
-    return None
 
 
 def run_iterations(
