@@ -89,7 +89,7 @@ def test_an_entropy_bonus_keeps_the_policy_open():
     """`J + c₂ Σ_t H` has its optimum where the policy is the softmax of `Q / c₂`: of the uniform reference."""
     mdp = TokenMDP(**SMALL, reference_scale=0.0, coefficient=0.3, seed=2)
     options = {"name": "a2c", "kl_placement": "none", "entropy_coefficient": 0.3, "reduction": "sequence_sum"}
-    table = learn(mdp, options, updates=80, rows=256)
+    table = learn(mdp, options, updates=160, rows=1024)
     # Per step the bonus is the entropy at that state alone, with the states held fixed, so the soft values of later
     # states carry no bonus: π(a|s) ∝ exp(Q(s, a) / c₂), Q of the reward.
     values = mdp.evaluate(table, coefficient=0.0).action_values
