@@ -296,7 +296,7 @@ def draw() -> None:
         axis.set_xlabel("gap to the optimum (1: random)")
     axes[0].set_yticks(places, AGENTS)
     axes[0].invert_yaxis()
-    axes[0].legend(loc="lower right", fontsize=8)
+    axes[1].legend(loc="upper right", fontsize=8)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
 
