@@ -208,6 +208,70 @@ def test_coefficients_follow_their_targets():
     assert algorithm.prepare(batch_of(mdp, policy=policy)).metrics["objective/kl_coefficient"] == pytest.approx(0.21)
 
 
+def test_while_the_critic_warms_up_the_policy_stays_and_the_critic_learns_as_ever():
+    """The value's part of the loss does not depend on the policy's, so a plain step moves the critic just as far."""
+    mdp = problem()
+    critics = {}
+    for updates in (0, 2):
+        policy = mdp.policy()
+        batch = batch_of(mdp, policy=policy)
+        before = policy.logits.detach().clone()
+        algorithm = algorithm_of(policy, sgd=True, name="ppo", epochs=1, critic_warmup=updates, kl_target=1.0)
+        assert algorithm.warming_up == (updates > 0)
+        metrics = algorithm.update(batch)
+        critics[updates] = policy.critic.detach().clone()
+        assert torch.equal(policy.logits, before) == (updates > 0)
+        assert ("policy/loss" in metrics) == (updates == 0)
+        assert (algorithm.kl_coefficient == 0.05) == (updates > 0)
+    torch.testing.assert_close(critics[2], critics[0], **EXACT)
+    algorithm.update(batch)
+    assert torch.equal(policy.logits, before)
+    going_on = algorithm_of(policy, sgd=True, name="ppo", epochs=1, critic_warmup=2)
+    going_on.load_state_dict(algorithm.state_dict())
+    going_on.update(batch)
+    assert not torch.equal(policy.logits, before)
+
+
+@pytest.mark.parametrize("kind", [TabularPolicy, InPieces])
+def test_a_critic_that_warms_up_reaches_the_mean_return_of_its_states(kind):
+    """Against the slow reference: the mean, over all visits, of what came after a state."""
+    mdp = problem()
+    policy = kind(mdp.policy().logits)
+    batch = batch_of(mdp, rows=200, policy=policy)
+    options = {"critic_lambda": 1.0, "gae_lambda": 0.9, "value_coefficient": 1.0, "kl_coefficient": 0.0}
+    algorithm = algorithm_of(policy, rate=0.3, name="ppo", epochs=300, critic_warmup=1, **options)
+    algorithm.update(batch)
+    seen: dict[int, list[float]] = {}
+    for row in range(batch.num_rows):
+        for step in range(int(batch.mask[row].sum())):
+            seen.setdefault(int(batch.observations[row, step]), []).append(float(batch.rewards[row, step:].sum()))
+    for state, returns in seen.items():
+        assert policy.critic[state].item() == pytest.approx(sum(returns) / len(returns), abs=1e-3)
+
+
+def test_an_untrained_critic_pays_for_places_unless_lambda_is_one():
+    """With V = 0 and the same reward b for every answer, λ < 1 leaves `λⁿ b` to the step n before the end; the critic
+    is taught b itself only by a λ of 1 of its own."""
+    mdp = problem()
+    policy = mdp.policy()
+    batch = batch_of(mdp, policy=policy)
+    mask = batch.mask
+    left = mask.flip(1).cumsum(1).flip(1) - 1
+    rewards = 3.0 * (mask & (left == 0))
+    batch = batch.with_fields(values=torch.zeros_like(batch.values), next_values=torch.zeros_like(batch.values))
+    batch = batch.with_fields(rewards=rewards.to(batch.rewards))
+    base = {"name": "ppo", "kl_coefficient": 0.0, "whiten_advantages": False}
+    plain = algorithm_of(policy, **base, gae_lambda=0.5).prepare(batch)
+    expected = torch.where(mask, 3.0 * 0.5**left, 0.0).to(batch.rewards)
+    torch.testing.assert_close(plain.advantages, expected, **EXACT)
+    torch.testing.assert_close(plain.returns, expected, **EXACT)
+    taught = algorithm_of(policy, **base, gae_lambda=0.5, critic_lambda=1.0).prepare(batch)
+    torch.testing.assert_close(taught.advantages, expected, **EXACT)
+    torch.testing.assert_close(taught.returns, 3.0 * mask.to(batch.rewards), **EXACT)
+    whole = algorithm_of(policy, **base, gae_lambda=1.0).prepare(batch)
+    torch.testing.assert_close(whole.advantages, 3.0 * mask.to(batch.rewards), **EXACT)
+
+
 def test_the_clip_shrinks_along_its_schedule():
     """A step that changes ratios by a few per cent is far from a clip of 20 %, and beyond one of 2 %."""
     mdp = problem()

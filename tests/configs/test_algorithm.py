@@ -39,6 +39,8 @@ def test_what_is_given_replaces_what_the_name_stands_for():
         ({"name": "reinforce", "epochs": 2}, "epochs: 2: the plain policy gradient"),
         ({"kl_placement": "loss", "kl_estimator": "k1"}, "expected gradient 0"),
         ({"name": "rloo", "gae_lambda": 0.9}, "gae_lambda: 0.9 needs a learned value"),
+        ({"name": "rloo", "critic_warmup": 2}, "critic_warmup: 2 needs a learned value"),
+        ({"name": "grpo", "critic_lambda": 1}, "critic_lambda: 1.0 needs a learned value"),
         ({"view": "answer", "gae_lambda": 0.9}, "one step only"),
         ({"gae_lambda": 0.9, "num_steps": 3}, "not both"),
         ({"normalise_lengths": True}, "view: answer"),

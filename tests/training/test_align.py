@@ -98,6 +98,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "remax": {"algorithm": {"name": "reinforce", "baseline": "greedy"}, "final_temperature": 0.5},
     "grpo": {"algorithm": {"name": "grpo", "epochs": 2, "minibatches": 2}},
     "shared critic": {"critic": "shared", "algorithm": {"name": "a2c"}},
+    "critic first": {"algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "critic_warmup": 2}},
     "lora": {"lora": True, "algorithm": {"name": "rloo"}},
     "acer": {"algorithm": {"name": "acer", "replay_ratio": 1.5, "buffer_size": 16, "behaviour_tokens": 8}},
     "feudal": {"algorithm": {"name": "feudal", "horizon": 2, "surrogate": "clip", "epochs": 2, "minibatches": 2}},
@@ -349,6 +350,17 @@ def test_the_reward_model_stays_frozen_and_may_start_the_critic(tokenizer_path: 
     assert not any(parameter.requires_grad for parameter in reward_model.parameters())
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_the_policy_stays_while_its_critic_learns_alone(critic: str, tokenizer_path: str, tmp_path: Path) -> None:
+    config = settings(tokenizer_path, tmp_path, critic=critic, algorithm={"name": "ppo", "critic_warmup": 2})
+    model = CausalLM.from_backbone(config.model)
+    hashes = [weights_hash(model)]
+    result = run(config, model=model, on_iteration=lambda _, each: hashes.append(weights_hash(each)))
+    assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
+    values = [line["value/mean"] for line in read_metrics(result.output / "metrics.jsonl") if "value/mean" in line]
+    assert values[0] != values[1] != 0
+
+
 def test_a_guard_stops_the_run_and_says_why(
     tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,6 +425,8 @@ def test_each_guard_speaks_once_when_its_limit_is_passed(metrics: dict[str, floa
         ({"algorithm": {"name": "rloo"}, "samples_per_prompt": 1}, "samples_per_prompt must be"),
         ({"algorithm": {"name": "rloo"}, "critic": "shared"}, "no learned value"),
         ({"critic": "shared", "critic_start": "reward"}, "for critic: separate"),
+        ({"algorithm": {"name": "ppo", "critic_warmup": 3}}, "critic_warmup: 3 of 3 iterations: the policy would"),
+        ({"algorithm": {"name": "feudal", "critic_warmup": 1}}, "critic_warmup: 1 would not hold the policy still"),
         ({"algorithm": {"name": "ppo", "minibatches": 8}}, "at least as many prompts"),
     ],
 )

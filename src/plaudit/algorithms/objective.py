@@ -117,9 +117,8 @@ def step_loss(
         divergence = reduce_steps(per_action, actions.mask, rows.action_weights)
         metrics["policy/kl_loss"] = divergence.detach()
     if settings.baseline == "value":
-        value_loss, found = _value_loss(evaluation.values, rows, settings)
-        metrics["value/loss"] = value_loss.detach()
-        metrics["value/explained_variance"] = found["explained_variance"]
+        value_loss, found = value_error(evaluation.values, rows, settings)
+        metrics |= found
     loss = actor_critic_loss(
         policy_loss,
         kl=divergence,
@@ -228,9 +227,27 @@ def _preference(actions: _Actions, rows: Rows, coefficients: Coefficients) -> tu
     return loss, ratios | {"clip_fraction": torch.zeros_like(loss.detach())}, preference
 
 
-def _value_loss(values: Tensor, rows: Rows, settings: AlgorithmSettings) -> tuple[Tensor, Metrics]:
+def value_error(values: Tensor, rows: Rows, settings: AlgorithmSettings) -> tuple[Tensor, Metrics]:
+    """`L_V`, the squared error of the learned value, perhaps clipped, by the weights of the rows; without c₁.
+
+    Args:
+        values: `[b, T]`, what the critic says now.
+        rows: from `weigh_rows`, or some of them.
+        settings: view and clip.
+
+    Returns:
+        the scalar loss, and `value/loss`, `value/explained_variance`, `value/mean`, `value/mean_return`.
+    """
     mask = actions_mask(rows.trajectory.mask, settings.view)
     if settings.value_clip is None:
-        return squared_value_loss(values, rows.returns, mask, reduction=rows.value_weights)
-    old = rows.trajectory.values
-    return clipped_value_loss(values, old, rows.returns, mask, clip=settings.value_clip, reduction=rows.value_weights)
+        loss, found = squared_value_loss(values, rows.returns, mask, reduction=rows.value_weights)
+    else:
+        loss, found = clipped_value_loss(
+            values, rows.trajectory.values, rows.returns, mask, clip=settings.value_clip, reduction=rows.value_weights
+        )
+    return loss, {
+        "value/loss": loss.detach(),
+        "value/explained_variance": found["explained_variance"],
+        "value/mean": found["mean_value"],
+        "value/mean_return": found["mean_return"],
+    }

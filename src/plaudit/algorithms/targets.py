@@ -122,21 +122,24 @@ def estimate_targets(
 
 
 def _critic_targets(trajectory: Trajectory, rewards: Tensor, settings: AlgorithmSettings) -> tuple[Tensor, Tensor]:
-    """Advantages and returns `[B, T]` by λ, or by n steps: `A = G⁽ⁿ⁾ - V`."""
+    """Advantages and returns `[B, T]` by λ, or by n steps: `A = G⁽ⁿ⁾ - V`; returns perhaps by a λ of their own.
+
+    While `V` is far from the mean return b, λ < 1 gives the step that is n before the end `λⁿ b` of it for nothing, so
+    advantages say more of a token's place than of its worth; a critic that is taught by λ = 1 gets there sooner.
+    Source: Yuan et al., "What's behind PPO's collapse in long-CoT?" (arXiv:2503.01491), sections 3 and 4.
+    """
     ends = (trajectory.continues, trajectory.truncated, trajectory.mask)
+    tables = (rewards, trajectory.values, trajectory.next_values, *ends)
     if settings.num_steps is None:
-        return gae(
-            rewards,
-            trajectory.values,
-            trajectory.next_values,
-            *ends,
-            discount=settings.discount,
-            gae_lambda=settings.gae_lambda,
+        advantages, returns = gae(*tables, discount=settings.discount, gae_lambda=settings.gae_lambda)
+    else:
+        returns = n_step_returns(
+            rewards, trajectory.next_values, *ends, discount=settings.discount, num_steps=settings.num_steps
         )
-    returns = n_step_returns(
-        rewards, trajectory.next_values, *ends, discount=settings.discount, num_steps=settings.num_steps
-    )
-    return (returns - trajectory.values).masked_fill(~trajectory.mask, 0.0), returns
+        advantages = (returns - trajectory.values).masked_fill(~trajectory.mask, 0.0)
+    if settings.critic_lambda is not None:
+        _, returns = gae(*tables, discount=settings.discount, gae_lambda=settings.critic_lambda)
+    return advantages, returns
 
 
 def _relative(trajectory: Trajectory, answers: Tensor, usable: Tensor, baseline: str) -> GroupAdvantages:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
-from plaudit.algorithms.objective import Coefficients, Rows, step_loss, weigh_rows
+from plaudit.algorithms.objective import Coefficients, Rows, step_loss, value_error, weigh_rows
 from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import actions_mask, estimate_targets, penalised_rewards
 from plaudit.configs.algorithm import GROUP_BASELINES, AlgorithmConfig
@@ -57,6 +57,11 @@ class PolicyGradient:
         self.old_kl_coefficient = self.settings.old_kl_coefficient
         self.running_mean = RunningMean()
         self.num_updates = 0
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the update that is under way is for the critic alone."""
+        return self.num_updates < self.settings.critic_warmup
 
     def prepare(self, trajectory: Trajectory, *, baselines: Tensor | None = None) -> Prepared:
         """Rewards with the penalty in them, advantages and returns of a batch.
@@ -110,7 +115,8 @@ class PolicyGradient:
         """One optimizer step on these rows `[n]` int64, forward and backward in the policy's micro-batches.
 
         The loss is that of all rows together, whatever the micro-batches. `prepared.evaluation` saves the forward pass;
-        the rows are all of the batch's then, in their own order, and this is the only step on it.
+        the rows are all of the batch's then, in their own order, and this is the only step on it. While the critic
+        warms up, the loss is `c₁ L_V` and the policy stays as it is.
 
         Raises:
             NonFiniteError: if the loss or the gradient is not finite; the weights have not been moved.
@@ -123,7 +129,10 @@ class PolicyGradient:
         )
         coefficients = Coefficients(self.kl_coefficient, self.old_kl_coefficient, self._clip_scale())
         self.optimizer.zero_grad(set_to_none=True)
-        loss, found = self._backward(whole, coefficients, prepared.evaluation)
+        if self.warming_up:
+            loss, found = self._backward_of_critic(whole)
+        else:
+            loss, found = self._backward(whole, coefficients, prepared.evaluation)
         norm = guarded_step(
             self.optimizer,
             float(loss),
@@ -136,10 +145,12 @@ class PolicyGradient:
     def stop_early(self, metrics: dict[str, float]) -> bool:
         """Whether `KL(π_old‖π_θ)` per action of the last step was above 1.5 times `target_kl`."""
         target = self.settings.target_kl
-        return target is not None and metrics["policy/approximate_kl"] > 1.5 * target
+        return target is not None and metrics.get("policy/approximate_kl", 0.0) > 1.5 * target
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         """Adapt the coefficients to the divergences that were measured, and count the update.
+
+        While the critic warms up, the policy has not moved, and its divergence says nothing about a coefficient.
 
         Args:
             metrics: with `objective/kl` of the batch and `policy/approximate_kl` of its steps.
@@ -149,7 +160,7 @@ class PolicyGradient:
         """
         settings = self.settings
         found = dict(metrics)
-        if settings.kl_target is not None:
+        if settings.kl_target is not None and not self.warming_up:
             self.kl_coefficient = adaptive_kl_coefficient(
                 self.kl_coefficient, metrics["objective/kl"], target=settings.kl_target, gain=settings.kl_adaptation
             )
@@ -210,10 +221,8 @@ class PolicyGradient:
         for part in parts:
             rows = whole if len(parts) == 1 else whole.select(part)
             evaluation = self.policy.evaluate(rows.trajectory) if known is None else known
-            if self.needs_critic and not evaluation.values.requires_grad:
-                raise ValueError(
-                    "the baseline value needs a critic that learns, but the policy's values have no gradient"
-                )
+            if self.needs_critic:
+                require_critic(evaluation.values)
             loss, metrics = step_loss(evaluation, rows, self.settings, coefficients)
             loss.backward()  # type: ignore[no-untyped-call]
             if len(parts) == 1:
@@ -222,6 +231,20 @@ class PolicyGradient:
         together = Evaluation(*torch.cat(tables, 1)[:, torch.cat(parts).argsort()])
         with torch.no_grad():
             return step_loss(together, whole, self.settings, coefficients)
+
+    def _backward_of_critic(self, whole: Rows) -> tuple[Tensor, Metrics]:
+        """As `_backward`, of the critic's error alone: no gradient goes into anything else."""
+        tables: list[Tensor] = []
+        parts = micro_batches(self.policy, whole.trajectory)
+        for part in parts:
+            rows = whole.select(part)
+            values = critic_values(self.policy, rows.trajectory)
+            loss, _ = value_error(values, rows, self.settings)
+            (self.settings.value_coefficient * loss).backward()  # type: ignore[no-untyped-call]
+            tables.append(values.detach())
+        with torch.no_grad():
+            loss, metrics = value_error(torch.cat(tables)[torch.cat(parts).argsort()], whole, self.settings)
+        return loss, metrics
 
     def _clip_scale(self) -> float:
         if self.settings.clip_schedule == "constant" or self.total_updates is None:
@@ -244,6 +267,28 @@ class PolicyGradient:
                 f"update {self.num_updates}: rewards of rows {_shown(bad)} are not finite, so nothing was learned from "
                 "the batch. A reward that is missing has to be left out, not written as NaN"
             )
+
+
+def critic_values(policy: Policy, trajectory: Trajectory) -> Tensor:
+    """`V(s_t)` `[B, T]` with gradients, into the critic alone where the policy offers that (`critic_values`).
+
+    Raises:
+        ValueError: if the values have no gradient: there is no critic that learns.
+    """
+    own = getattr(policy, "critic_values", None)
+    values: Tensor = policy.evaluate(trajectory).values if own is None else own(trajectory)
+    require_critic(values)
+    return values
+
+
+def require_critic(values: Tensor) -> None:
+    """Refuse values that nothing can be learned from.
+
+    Raises:
+        ValueError: if they have no gradient.
+    """
+    if not values.requires_grad:
+        raise ValueError("the baseline value needs a critic that learns, but the policy's values have no gradient")
 
 
 def combine_metrics(steps: list[dict[str, float]]) -> dict[str, float]:

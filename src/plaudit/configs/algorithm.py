@@ -79,6 +79,7 @@ class AlgorithmSettings:
     view: View
     discount: float
     gae_lambda: float
+    critic_lambda: float | None
     num_steps: int | None
     whiten_advantages: bool
     surrogate: Surrogate
@@ -93,6 +94,7 @@ class AlgorithmSettings:
     target_kl: float | None
     value_coefficient: float
     value_clip: float | None
+    critic_warmup: int
     entropy_coefficient: float
     kl_coefficient: float
     kl_placement: KlPlacement
@@ -126,6 +128,8 @@ class AlgorithmConfig(Config):
     gae_lambda: float | None = Field(default=None, ge=0, le=1)
     """λ of advantages with a learned value: 1 is return minus value, 0 the one-step error; 0.95 if not given (1
     for `a2c`)."""
+    critic_lambda: float | None = Field(default=None, ge=0, le=1)
+    """λ of what the learned value is taught: 1 is the whole return. That of the advantages if not given."""
     num_steps: int | None = Field(default=None, gt=0)
     """n of n-step advantages with a learned value, in place of λ (1 for `actor_critic`)."""
     whiten_advantages: bool | None = None
@@ -156,6 +160,8 @@ class AlgorithmConfig(Config):
     value_clip: float | None = Field(default=None, gt=0)
     """How far a value may move from the old one before its error stops counting, in units of the return; not clipped if
     not given."""
+    critic_warmup: int | None = Field(default=None, ge=0)
+    """Updates at the start in which the learned value alone learns and the policy stays as it is; 0 if not given."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus, which keeps the policy exploring."""
     kl_coefficient: float = Field(default=0.05, ge=0)
@@ -186,7 +192,7 @@ class AlgorithmConfig(Config):
         chosen: dict[str, Any] = {"surrogate": "policy_gradient", "view": "token", "reduction": "sequence_sum"}
         chosen |= {"kl_placement": "reward", "whiten_advantages": False, "normalise_lengths": False}
         chosen |= {"epochs": 1, "minibatches": 1, "clip_schedule": "constant", "kl_adaptation": 0.1}
-        chosen |= {"baseline_decay": 0.9}
+        chosen |= {"baseline_decay": 0.9, "critic_warmup": 0}
         own = self.stands_for()
         if self.gae_lambda is not None or self.num_steps is not None:
             own.pop("gae_lambda", None)
@@ -206,6 +212,7 @@ class AlgorithmConfig(Config):
             "kl_estimator": "k3" if in_loss else "k1",
         }
         open_ones = (
+            "critic_lambda",
             "num_steps",
             "dual_clip",
             "old_kl_target",
@@ -248,7 +255,10 @@ class AlgorithmConfig(Config):
         self._check_surrogate(settings)
         self._check_divergence(settings)
         if settings.view == "answer":
-            self._refuse(("gae_lambda", "num_steps"), "has no meaning with view: answer, which has one step only")
+            self._refuse(
+                ("gae_lambda", "critic_lambda", "num_steps"),
+                "has no meaning with view: answer, which has one step only",
+            )
         elif self.normalise_lengths:
             raise ValueError("normalise_lengths: true is for view: answer")
         return self
@@ -278,8 +288,15 @@ class AlgorithmConfig(Config):
         if self.gae_lambda is not None and self.num_steps is not None:
             raise ValueError("give gae_lambda or num_steps, not both: they are two ways to the same advantage")
         if settings.baseline != "value":
-            critic_options = ("gae_lambda", "num_steps", "value_coefficient", "value_clip")
-            self._refuse(critic_options, f"needs a learned value, but the baseline is {settings.baseline}")
+            of_critics = (
+                "gae_lambda",
+                "critic_lambda",
+                "num_steps",
+                "value_coefficient",
+                "value_clip",
+                "critic_warmup",
+            )
+            self._refuse(of_critics, f"needs a learned value, but the baseline is {settings.baseline}")
         if settings.baseline != "running_mean":
             self._refuse(("baseline_decay",), f"is for the baseline running_mean, not {settings.baseline}")
 

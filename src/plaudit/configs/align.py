@@ -86,7 +86,8 @@ class AlignConfig(RunConfig):
     critic: Literal["auto", "separate", "shared"] = "auto"
     """Where an algorithm learns a value: a model of its own (`separate`, `auto`) or a head on the policy (`shared`)."""
     critic_start: Literal["policy", "reward"] = "policy"
-    """Where a separate critic starts: as a copy of the policy, or of the reward model (which must read its tokens)."""
+    """Where a separate critic starts: as a copy of the policy, or of the reward model (which must read its tokens).
+    `algorithm.critic_warmup` lets it learn alone at first."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How answers are sampled while learning."""
@@ -173,6 +174,11 @@ class AlignConfig(RunConfig):
         if algorithm.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(
                 f"algorithm {algorithm.name} compares answers to one prompt: samples_per_prompt must be ≥ 2"
+            )
+        warmup = getattr(algorithm, "critic_warmup", None)
+        if warmup is not None and warmup >= self.iterations:
+            raise ValueError(
+                f"algorithm.critic_warmup: {warmup} of {self.iterations} iterations: the policy would never learn"
             )
         if not algorithm.needs_critic and (self.critic != "auto" or self.critic_start != "policy"):
             raise ValueError(f"critic: algorithm {algorithm.name} as it is set has no learned value")

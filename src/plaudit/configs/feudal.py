@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.base import Config
@@ -76,3 +76,8 @@ class FeudalTextConfig(AlgorithmConfig):
     def stands_for(self) -> dict[str, Any]:
         """An advantage actor-critic."""
         return {"baseline": "value", "gae_lambda": 0.95, "reduction": "per_token"}
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "FeudalTextConfig":
+        self._refuse(("critic_warmup",), "would not hold the policy still: the manager's goals move it")
+        return self

@@ -233,6 +233,8 @@ class LanguagePolicy(nn.Module):
     def values(self, batch: PackedBatch) -> Tensor:
         """The critic's values alone, `[M]`; a separate critic's forward without the policy's.
 
+        A shared critic reads the policy's states without a gradient into them: its head alone learns from this.
+
         Raises:
             ValueError: without a critic.
         """
@@ -242,7 +244,8 @@ class LanguagePolicy(nn.Module):
         predictors = batch.layout.predictor_index[spans.places]
         predicted = predictors >= 0
         if self.critic.backbone is None:
-            seen = self.language_model(batch) / self.language_model.logit_scale
+            with torch.no_grad():
+                seen = self.language_model(batch) / self.language_model.logit_scale
         else:
             seen = self.critic.states(batch)
         return _spread(self.critic(seen[predictors[predicted]]), predicted)

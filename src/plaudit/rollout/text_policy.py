@@ -70,6 +70,14 @@ class TextPolicy:
         logprobs, entropy = zeros.index_put(where, found.logprobs), zeros.index_put(where, found.entropy)
         return Evaluation(logprobs, entropy, zeros if found.values is None else zeros.index_put(where, found.values))
 
+    def critic_values(self, trajectory: Trajectory) -> Tensor:
+        """Values `[B, T]` of the critic alone, 0 at masked steps: no gradient goes into the policy, and a separate
+        critic needs no pass through it."""
+        batch, rows = self.pack(trajectory)
+        found, spans = self.policy.values(batch), token_spans(batch.layout)
+        zeros = found.new_zeros(trajectory.actions.shape)
+        return zeros.index_put((rows[spans.owner], spans.step), found)
+
     def evaluate_at_once(self, trajectory: Trajectory) -> Evaluation | None:
         """As `evaluate`, where one pass takes all rows; None where the token budget asks for several."""
         return self.evaluate(trajectory) if len(self.micro_batches(trajectory)) == 1 else None

@@ -28,6 +28,7 @@ class AlignEstimate:
     Attributes:
         prompts: prompts to learn on.
         answers: answers sampled in the whole run.
+        critic_first: of those, the answers from which the critic alone learns.
         parameters: of policy and critic, `trainable` of them trained.
         state_bytes: weights, reference, gradients and optimizer state: computed.
         replay_bytes: answers that are remembered, with their distributions: computed.
@@ -36,6 +37,7 @@ class AlignEstimate:
 
     prompts: int
     answers: int
+    critic_first: int
     parameters: int
     trainable: int
     state_bytes: int
@@ -45,9 +47,10 @@ class AlignEstimate:
     def print(self) -> None:
         """Print the estimate to the standard output, one fact a line."""
         remembered = f"                 + {size_text(self.replay_bytes)} for remembered answers"
+        alone = f", the first {self.critic_first:,} for the critic alone" if self.critic_first else ""
         lines = [
             f"prompts          {self.prompts:,}",
-            f"answers          {self.answers:,} in the whole run",
+            f"answers          {self.answers:,} in the whole run{alone}",
             f"parameters       {self.parameters:,}, {self.trainable:,} of them trained",
             f"memory           {size_text(self.state_bytes)} for weights, reference and optimizer (computed)",
             *([remembered] if self.replay_bytes else []),
@@ -84,9 +87,11 @@ def estimate_alignment(job: AlignJob) -> AlignEstimate:
     held = parameters + list(job.reference.parameters())
     if (learner := _action_values(job)) is not None and learner.average is not None:
         held += list(learner.average.parameters())
+    each_iteration = config.prompts_per_iteration * config.samples_per_prompt
     return AlignEstimate(
         prompts=len(job.prompts),
-        answers=config.iterations * config.prompts_per_iteration * config.samples_per_prompt,
+        answers=config.iterations * each_iteration,
+        critic_first=(getattr(config.algorithm, "critic_warmup", None) or 0) * each_iteration,
         parameters=sum(each.numel() for each in parameters),
         trainable=sum(each.numel() for each in trainable),
         state_bytes=sum(each.numel() * each.element_size() for each in held)
