@@ -7,20 +7,26 @@
 `run` begins, for each seed, with the first stages of `plaudit demo --seed SEED`: letter book, fine-tuned decoder,
 rankings, reward model (once; a folder that a demo has left may stand at `<output>/worlds/SEED` in their place). Then
 comes every run below that has no result yet: what was stopped goes on where it was. Every run draws the same number of
-answers. `table` writes tables, plots and JSON (`alignment_report.py`).
+answers. Several `run`s may go on side by side, for seeds or runs of their own: a world that one of them makes others
+wait for. `table` writes tables, plots and JSON (`alignment_report.py`).
 """
 
 import argparse
+import fcntl
 import json
+import os
+import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -48,6 +54,13 @@ TEST_PROMPTS, TEST_SAMPLES, BEST_OF = 96, 3, 16
 RATE = 3e-4
 EQUAL_KL = 1.0
 """Nats per answer at which runs are compared."""
+WATCHED = {
+    "value": "value/mean",
+    "return": "value/mean_return",
+    "explained": "value/explained_variance",
+    "length": "objective/length",
+}
+"""What else is kept of every iteration, by the names under which it is logged."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ ONCE = {"minibatches": 4}
 PPO = {"name": "ppo", **TWICE}
 LEAVE_ONE_OUT = {**PPO, "baseline": "leave_one_out"}
 CRITIC = {"critic_start": "reward"}
+WARM = {"critic_warmup": 3, "critic_lambda": 1.0}
+STALE = {**CRITIC, "asynchronous": {"workers": 1, "max_staleness": 1}}
 ONE_BATCH = {"iterations": 1, "prompts_per_iteration": ITERATIONS * PROMPTS}
 
 REWARD_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,6 +118,15 @@ def arms() -> dict[str, Arm]:
         "a2c": Arm("algorithms", "A2C", {"name": "a2c", **ONCE}, CRITIC),
         "dpo-online": Arm("algorithms", "DPO, online", {"name": "dpo", **TWICE}, {}),
         "dpo": Arm("algorithms", "DPO, one batch", {"name": "dpo", "epochs": 2, "minibatches": 24}, ONE_BATCH),
+        "ppo-zero": Arm("critic", "PPO, values begin at 0", PPO, CRITIC),
+        "ppo-zero-warmup": Arm("critic", "the same, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
+        "ppo-warmup": Arm("critic", "PPO, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
+        "ppo-lambda1": Arm("critic", "PPO, critic, λ = 1", {**PPO, "gae_lambda": 1.0}, CRITIC),
+        "acer": Arm("families", "ACER", {"name": "acer", "replay_ratio": 3.0}, {}),
+        "dqn": Arm("families", "soft Q-learning", {"name": "dqn", **TWICE}, {}),
+        "option-critic": Arm("families", "option-critic (styles)", {"name": "option_critic", **ONCE}, {}),
+        "feudal": Arm("families", "feudal network (goals)", {"name": "feudal", **ONCE}, {}),
+        "a3c": Arm("families", "A3C: A2C of a worker's answers", {"name": "a2c", "importance_cap": 2.0, **ONCE}, STALE),
         "no-kl": Arm("ablations", "PPO without KL", {**PPO, "kl_coefficient": 0.0}, CRITIC),
         "no-whitening": Arm("ablations", "PPO without whitening", {**PPO, "whiten_advantages": False}, CRITIC),
         "no-critic": Arm("ablations", "PPO without critic or other baseline", {**PPO, "baseline": "none"}, {}),
@@ -116,16 +140,34 @@ def arms() -> dict[str, Arm]:
 ARMS = arms()
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time makes this folder; the others wait until it has."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_name(f".{path.name}.{os.getpid()}")
+    begun.write_text(json.dumps(content, indent=1) + "\n")
+    begun.replace(path)
+
+
 def world_run(output: Path, seed: int) -> pipeline.DemoRun:
     """The world of a seed with its fine-tuned model and rankings, made at the first call and read afterwards."""
     folder = output / "worlds" / str(seed)
     config = DemoConfig(output=folder, seed=seed)
     run = pipeline.DemoRun(config, World(seed))
-    if not (folder / "reward" / "model").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "data").mkdir(parents=True)
-        for stage in ("make_world", "fine_tune", "collect_rankings", "train_reward_model"):
-            pipeline.STAGES[stage](run)
+    with alone(folder):
+        if not (folder / "reward" / "model").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "data").mkdir(parents=True)
+            for stage in ("make_world", "fine_tune", "collect_rankings", "train_reward_model"):
+                pipeline.STAGES[stage](run)
     run.demonstrations = run.world.demonstrations(config.demonstrations)
     run.train, run.test = (read_comparisons(folder / f"data/{split}.jsonl").records for split in ("train", "test"))
     return run
@@ -156,15 +198,15 @@ def reward_model(run: pipeline.DemoRun, name: str) -> tuple[Any, float]:
         combined = combine({member: (model, 1 / len(members)) for member, model in models.items()})
         return combined, accuracy(run.test, np.split(scores, bounds))
     known = folder / "accuracy.json"
-    if name == "pairs":
-        folder = run.file("reward")
-    elif not known.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        train_reward_model(run, folder, changes, seed=int(name.partition("-")[2] or 0) if "pairs" in name else 0)
-    model = RewardModel.from_pretrained(str(folder / "model"))
-    if not known.exists():
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(accuracy(run.test, score_all(model, run.test))))
+    with alone(folder):
+        if name == "pairs":
+            folder = run.file("reward")
+        elif not known.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            train_reward_model(run, folder, changes, seed=int(name.partition("-")[2] or 0) if "pairs" in name else 0)
+        model = RewardModel.from_pretrained(str(folder / "model"))
+        if not known.exists():
+            write_json(known, accuracy(run.test, score_all(model, run.test)))
     return model, float(json.loads(known.read_text()))
 
 
@@ -231,7 +273,8 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
     """One run of the study: what it earns on its way, where it ends, and how long it took."""
     arm = ARMS[name]
     scorer, held_out = reward_model(run, arm.reward)
-    start, begun = start_model(run), time.process_time()
+    start, begun = start_model(run), processor_seconds()
+    clock: list[float] = []
     folder = output / "aligning" / f"{run.config.seed}-{name}-{rate:g}"
     shutil.rmtree(folder, ignore_errors=True)
     settings: dict[str, Any] = {
@@ -253,13 +296,36 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
         settings["optimizer"] |= {"schedule": "constant", "warmup": 0.0}
     prompts = [PromptRecord(prompt=text) for text in run.world.prompts(ITERATIONS * PROMPTS)]
     parts = {"proxy": (normalised(scorer, Running(shift=False)), 1.0), "gold": (gold_of, 0.0)}
-    result = align.main(AlignConfig.model_validate(settings), prompts=prompts, reward=combine(parts))
+    config = AlignConfig.model_validate(settings)
+    with values_from_zero() if "zero" in name else nullcontext():
+        result = align.main(
+            config,
+            prompts=prompts,
+            reward=combine(parts),
+            on_iteration=lambda *_: clock.append(processor_seconds() - begun),
+        )
+    seconds = processor_seconds() - begun
     steps = [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward/gold" in entry]
-    path = [{"kl": entry["objective/kl"], "gold": entry["reward/gold"]} for entry in steps]
+    path = [
+        {"kl": entry["objective/kl"], "gold": entry["reward/gold"], "seconds": spent}
+        | {key: entry[name] for key, name in WATCHED.items() if name in entry}
+        for entry, spent in zip(steps, clock, strict=True)
+    ]
     found = measure(run, result.model, start, name, TEST_SAMPLES)
     shutil.rmtree(folder)
     end = {"kl": found["kl"], "gold": float(found["gold"].mean())}
-    return {"accuracy": held_out, "path": path, "end": end, "seconds": time.process_time() - begun}
+    return {"accuracy": held_out, "path": path, "end": end, "seconds": seconds}
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def values_from_zero() -> Any:
+    """As Plaudit was before `plaudit.rollout.text_rollout.start_values`: what a critic at 0 costs."""
+    return mock.patch("plaudit.training.align_job.start_values", lambda policy, found, **options: found)
 
 
 def gold_of(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
@@ -289,8 +355,7 @@ def run_all(output: Path, parts: Sequence[str], seeds: Sequence[int], rates: Seq
             return
         run = worlds(seed)
         found = best_of_n(run) if name == "best-of-n" else align_once(output, run, name, rate)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"name": name, "seed": seed, "rate": rate, **found}, indent=1) + "\n")
+        write_json(file, {"name": name, "seed": seed, "rate": rate, **found})
         print(name, seed, rate, {key: round(value, 2) for key, value in found["end"].items()}, flush=True)
 
 
@@ -299,7 +364,9 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[Path], object
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "alignment")
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("parts", nargs="+", help="algorithms, ablations, reward-models, or single runs by name")
+    running.add_argument(
+        "parts", nargs="+", help="algorithms, critic, families, ablations, reward-models, or single runs"
+    )
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     running.add_argument("--rates", type=float, nargs="+", default=[RATE], help="learning rates")
     running.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")

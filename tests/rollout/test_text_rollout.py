@@ -16,7 +16,7 @@ from plaudit.rewards.base import Reward, Sample, Score, as_reward
 from plaudit.rewards.normalise import PerGroup, Running, normalised
 from plaudit.rollout.answering import answer_rows, sample_answers
 from plaudit.rollout.text_policy import TextPolicy
-from plaudit.rollout.text_rollout import Experience, answer_prompts, collect_text
+from plaudit.rollout.text_rollout import Experience, answer_prompts, collect_text, start_values
 from plaudit.rollout.trajectory import Trajectory
 from tests.rollout.language_models import random_prompts, tiny_lm
 
@@ -177,6 +177,43 @@ def test_values_are_the_critics_and_nothing_follows_the_last_token(model: Causal
         assert_close(trajectory.values[row, : len(ids)], expected, atol=1e-5, rtol=1e-5)
         assert_close(trajectory.next_values[row, : len(ids) - 1], expected[1:], atol=1e-5, rtol=1e-5)
         assert float(trajectory.next_values[row, len(ids) - 1]) == 0.0
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_a_critic_with_a_head_at_zero_begins_at_the_mean_return_and_one_that_has_learned_stays(
+    model: CausalLM, discount: float
+) -> None:
+    policy = LanguagePolicy.build(model, critic="shared")
+    assert policy.critic is not None
+    text_policy = TextPolicy(policy)
+    found = collect_text(
+        text_policy,
+        as_reward(word_count),
+        PROMPTS,
+        PROMPT_IDS,
+        sampling=SAMPLING,
+        samples_per_prompt=3,
+        differentiable=True,
+    )
+    before = found.trajectory
+    returns = []
+    for row, ids in enumerate(rows_of(before)):
+        returns += [discount ** (len(ids) - 1 - step) * float(before.rewards[row].sum()) for step in range(len(ids))]
+    mean = sum(returns) / len(returns)
+    begun = start_values(text_policy, found, discount=discount)
+    assert float(policy.critic.head.bias.detach()) == pytest.approx(mean, rel=1e-5)
+    # As if it had been evaluated again.
+    again = text_policy.evaluate(before)
+    assert_close(begun.trajectory.values, again.values.detach())
+    assert begun.evaluation is not None
+    assert_close(begun.evaluation.values, again.values)
+    following = torch.cat([again.values[:, 1:], torch.zeros(before.num_rows, 1)], 1).detach() * before.continues
+    assert_close(begun.trajectory.next_values, following)
+    kept = start_values(text_policy, found, discount=discount)
+    assert kept is found
+    assert float(policy.critic.head.bias.detach()) == pytest.approx(mean, rel=1e-5)
+    without = collect(model)
+    assert start_values(TextPolicy(LanguagePolicy.build(model)), without, discount=1.0) is without
 
 
 def test_greedy_baselines_are_the_rewards_of_the_greedy_answers(model: CausalLM) -> None:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from plaudit.configs.generation import SamplingConfig
+from plaudit.core.masked import masked_mean
+from plaudit.core.returns import discounted_returns
 from plaudit.data.records import PromptRecord
 from plaudit.models.policy import ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score
@@ -186,6 +188,39 @@ def collect_text(
     trajectory = _evaluated(policy, trajectory, own, reference)
     seconds["evaluation"] = time.perf_counter() - started
     return Experience(trajectory, policy.prompts, answers, own.entropy, baselines, seconds, kept)
+
+
+def start_values(policy: TextPolicy, found: Experience, *, discount: float) -> Experience:
+    """Let a critic whose head is still 0 begin at the mean return `b` of its first answers: its bias becomes `b`.
+
+    At 0 it would be wrong by `b` everywhere, and an advantage with λ < 1 would hold `λⁿ b` for the step n before the
+    end, whatever the answer is worth. AdamW, which moves a bias by its rate a step, needs `b / rate` steps for that.
+
+    Args:
+        policy: the policy; one without a critic, or whose critic has learned, is left as it is.
+        found: its first experience, with the values of a head at 0.
+        discount: γ of the returns.
+
+    Returns:
+        the experience with the values that the critic has now.
+    """
+    critic = policy.policy.critic
+    if critic is None or bool(critic.head.weight.any()) or bool(critic.head.bias.any()):
+        return found
+    trajectory, mask = found.trajectory, found.trajectory.mask
+    ends = (trajectory.continues, trajectory.truncated, mask)
+    returns = discounted_returns(trajectory.rewards, torch.zeros_like(trajectory.rewards), *ends, discount=discount)
+    mean = masked_mean(returns, mask)
+    with torch.no_grad():
+        critic.head.bias.fill_(mean)
+    values = mean * mask
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    trajectory = trajectory.with_fields(values=values, next_values=following * trajectory.continues)
+    evaluation = found.evaluation
+    if evaluation is not None:
+        # A value is linear in the bias: the same gradients, from values that are higher by it.
+        evaluation = evaluation._replace(values=evaluation.values + values)
+    return replace(found, trajectory=trajectory, evaluation=evaluation)
 
 
 def _evaluated(

@@ -24,7 +24,7 @@ from plaudit.rewards.normalise import without_updates
 from plaudit.rollout.engine import Engine
 from plaudit.rollout.generate import GenerationResult
 from plaudit.rollout.text_policy import TextPolicy
-from plaudit.rollout.text_rollout import Answers, Experience, collect_text
+from plaudit.rollout.text_rollout import Answers, Experience, collect_text, start_values
 from plaudit.rollout.trajectory import Trajectory
 from plaudit.training.align_guards import Guards
 from plaudit.training.messages import warn
@@ -167,6 +167,7 @@ class AlignJob:
                 generated=generated,
                 differentiable=self.takes_one_step,
             )
+        found = start_values(self.text_policy, found, discount=config.algorithm.discount)
         trajectory, prompt_ids = found.trajectory.to(self.device), found.prompt_ids
         if isinstance(config.algorithm, AcerTextConfig):
             # Answers of other iterations are learned from beside these: prompts go by their place among all.
