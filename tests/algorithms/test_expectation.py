@@ -100,8 +100,12 @@ def test_the_running_mean_of_earlier_batches_changes_no_expectation():
     assert (other - total).norm() > 0.1
 
 
-def test_samples_of_another_policy_are_corrected_by_their_weights():
-    """Sampled by the reference, weighed by π_old/μ of whole answers: `∇J` at π_old. A cap makes it another gradient."""
+@pytest.mark.parametrize("placement", [{}, {"kl_placement": "loss", "kl_estimator": "k2"}])
+def test_samples_of_another_policy_are_corrected_by_their_weights(placement):
+    """Sampled by the reference, weighed by π_old/μ of whole answers: `∇J` at π_old. A cap makes it another gradient.
+
+    So does a penalty as a loss (k2 of whole answers, whose gradient is that of the divergence) that is not weighed.
+    """
     mdp = TokenMDP(**TINY, seed=1)
     logits = random_logits(mdp)
     weights = mdp.string_logprobs(mdp.reference_logprobs)[0].exp()
@@ -112,7 +116,7 @@ def test_samples_of_another_policy_are_corrected_by_their_weights():
             with torch.no_grad():
                 policy.logits.copy_(logits[0])
             config = AlgorithmConfig(
-                name="reinforce", baseline="none", view="answer", kl_coefficient=0.5, importance_cap=cap
+                name="reinforce", baseline="none", view="answer", kl_coefficient=0.5, importance_cap=cap, **placement
             )
             algorithm = build_algorithm(config, policy, torch.optim.SGD(policy.parameters(), lr=1.0))
             batch = mdp.enumerate(policy).select(torch.tensor([row]))

@@ -295,3 +295,17 @@ def test_faults_are_named():
         )
     with pytest.raises(ValueError, match="minimum ≤ maximum"):
         truncated_importance_weights(logprobs, mask, maximum=1.0, minimum=2.0)
+
+
+def test_samples_of_another_policy_are_weighed_in_the_penalty_too():
+    """One state, every action once, weighed by μ: `E_μ[w k3] = KL(π_old‖π_θ)` and `E_μ[w ρ A] = E_π[A]`."""
+    draws = torch.Generator().manual_seed(3)
+    behaviour, old, own = (torch.randn(4, 1, generator=draws, dtype=torch.float64).log_softmax(0) for _ in range(3))
+    advantages, mask = torch.randn(4, 1, generator=draws, dtype=torch.float64), torch.ones(4, 1, dtype=torch.bool)
+    loss, metrics = kl_penalised_surrogate_loss(
+        own, old, advantages, mask, kl_coefficient=0.7, reduction=behaviour.exp(),
+        importance_weights=(old - behaviour).exp(),
+    )  # fmt: skip
+    divergence = (old.exp() * (old - own)).sum()
+    torch.testing.assert_close(metrics["kl_penalty"], divergence, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, 0.7 * divergence - (own.exp() * advantages).sum(), rtol=1e-12, atol=0)

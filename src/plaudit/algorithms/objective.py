@@ -97,10 +97,14 @@ def step_loss(
         expect_shape(name, tensor, tuple(mask.shape))
     actions = _Actions.of(evaluation.logprobs, rows.trajectory, settings)
     preference: Metrics = {}
+    importance = None
+    if settings.importance_cap is not None:
+        log_ratios = actions.old - actions.behaviour
+        importance = truncated_importance_weights(log_ratios, actions.mask, maximum=settings.importance_cap)
     if settings.surrogate == "preference":
         policy_loss, found, preference = _preference(actions, rows, coefficients)
     else:
-        policy_loss, found = _surrogate(actions, rows, settings, coefficients)
+        policy_loss, found = _surrogate(actions, rows, settings, coefficients, importance)
     metrics = {"policy/loss": policy_loss.detach()}
     metrics |= {f"policy/{name}": found[name] for name in _LOGGED}
     metrics |= {f"preference/{name}": value for name, value in preference.items()}
@@ -114,6 +118,8 @@ def step_loss(
     kl_coefficient = coefficients.kl if in_loss else 0.0
     if kl_coefficient:
         per_action = KL_ESTIMATORS[settings.kl_estimator](actions.logprobs, actions.reference)
+        # It is estimated from the same samples as the rest, so it is weighed as they are.
+        per_action = per_action if importance is None else per_action * importance
         divergence = reduce_steps(per_action, actions.mask, rows.action_weights)
         metrics["policy/kl_loss"] = divergence.detach()
     if settings.baseline == "value":
@@ -171,13 +177,12 @@ def _importance_metrics(actions: _Actions, cap: float) -> Metrics:
 
 
 def _surrogate(
-    actions: _Actions, rows: Rows, settings: AlgorithmSettings, coefficients: Coefficients
+    actions: _Actions,
+    rows: Rows,
+    settings: AlgorithmSettings,
+    coefficients: Coefficients,
+    importance: Tensor | None,
 ) -> tuple[Tensor, Metrics]:
-    importance = None
-    if settings.importance_cap is not None:
-        importance = truncated_importance_weights(
-            actions.old - actions.behaviour, actions.mask, maximum=settings.importance_cap
-        )
     if settings.surrogate == "policy_gradient":
         loss, _ = policy_gradient_loss(
             actions.surrogate,

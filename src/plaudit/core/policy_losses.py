@@ -197,9 +197,10 @@ def kl_penalised_surrogate_loss(
     group_ids: Tensor | None = None,
     normaliser: float | Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`ℓ_t = -ρ_t A_t + β KL(π_old‖π_θ)_t`, without a clip unless one is given; with one it is "both".
+    """`ℓ_t = w_t (-ρ_t A_t + β KL(π_old‖π_θ)_t)`, without a clip unless one is given; with one it is "both".
 
     The divergence is estimated per token on the samples of `π_old`: k1 and k3 have the right gradient, k2 has not.
+    Samples of another policy μ are weighed by `w = π_old / μ` in both terms, without which its mean would be another.
     Source: Schulman et al., arXiv:1707.06347, equation 8; `plaudit.core.kl.adaptive_kl_coefficient` adapts β.
 
     Args:
@@ -236,6 +237,8 @@ def kl_penalised_surrogate_loss(
     )
     log_ratios = _log_ratios(logprobs, old_logprobs, mask)
     per_step = KL_ESTIMATORS[kl_estimator](torch.zeros_like(log_ratios), log_ratios)
+    if importance_weights is not None:
+        per_step = per_step * _constant("importance_weights", importance_weights, logprobs, mask)
     penalty = reduce_steps(per_step, mask, reduction, group_ids=group_ids, normaliser=normaliser)
     return loss + kl_coefficient * penalty, metrics | {"kl_penalty": penalty.detach()}
 
