@@ -2,6 +2,7 @@ import pytest
 
 from plaudit.configs.algorithm import DEFAULTS, AlgorithmConfig
 from plaudit.configs.base import ConfigError, load_config
+from plaudit.configs.policy_gradient import PolicyGradientConfig
 
 NEVER = float("inf")
 
@@ -56,6 +57,10 @@ def test_what_is_given_replaces_what_the_name_stands_for():
         ({"name": "ppo", "old_kl_target": 0.1}, "old_kl_target: 0.1 needs the surrogate"),
         ({"name": "rloo", "dual_clip": 3}, "dual_clip: 3.0 needs"),
         ({"name": "ppo", "epochs": 1, "target_kl": 0.1}, "there is only one"),
+        ({"name": "grpo", "clip_high": 0.28}, "clip_high: 0.28 bounds how far steps on a batch go"),
+        ({"name": "ppo", "epochs": 1, "dual_clip": 3}, "dual_clip: 3.0 bounds"),
+        ({"name": "ppo", "epochs": 1, "value_clip": 0.2}, "raise epochs or minibatches"),
+        ({"name": "grpo", "surrogate": "kl", "old_kl_target": 0.01}, "old_kl_target: 0.01 bounds"),
         ({"name": "rloo", "baseline_decay": 0.5}, "running_mean"),
         ({"kl_placement": "none", "kl_target": 3}, "no effect"),
         ({"kl_coefficient": 0, "kl_target": 3}, "start above 0"),
@@ -65,3 +70,11 @@ def test_what_is_given_replaces_what_the_name_stands_for():
 def test_combinations_that_mean_nothing_are_refused_with_value_and_reason(options, words):
     with pytest.raises(ConfigError, match=words):
         load_config(AlgorithmConfig, overrides=options)
+
+
+def test_what_bounds_later_steps_is_taken_where_there_are_some_or_the_first_is_off_policy():
+    assert AlgorithmConfig(name="grpo", minibatches=2, clip_high=0.28).resolved().clip_high == 0.28
+    # In an environment, steps of a long episode wait for its end while the policy moves on.
+    assert PolicyGradientConfig(name="reinforce", surrogate="clip", clip_low=0.1).resolved().clip_low == 0.1
+    with pytest.raises(ValueError, match="value_clip"):
+        PolicyGradientConfig(name="a2c", value_clip=0.2)

@@ -238,6 +238,11 @@ class AlgorithmConfig(Config):
         return settings.baseline in GROUP_BASELINES or settings.surrogate == "preference"
 
     @property
+    def first_step_is_on_policy(self) -> bool:
+        """Whether the old policy of a batch is the one that its first step begins with, so that all ratios are 1."""
+        return True
+
+    @property
     def passes(self) -> int:
         """How often each batch of experience is learned from."""
         return self.resolved().epochs
@@ -319,6 +324,13 @@ class AlgorithmConfig(Config):
                 )
         if settings.epochs * settings.minibatches == 1:
             self._refuse(("target_kl",), "stops further steps on a batch, but there is only one; raise epochs")
+            if self.first_step_is_on_policy:
+                self._refuse(
+                    ("clip_low", "clip_high", "clip_schedule", "dual_clip", "old_kl_coefficient", "old_kl_target")
+                    + ("value_clip",),
+                    "bounds how far steps on a batch go from where it was sampled; the first one begins there, and "
+                    "there is no other: raise epochs or minibatches",
+                )
 
     def _check_divergence(self, settings: AlgorithmSettings) -> None:
         if settings.kl_placement == "none":

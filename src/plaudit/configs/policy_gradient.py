@@ -64,6 +64,11 @@ class PolicyGradientConfig(AlgorithmConfig):
             chosen.pop("clip_schedule", None)
         return replace(settings, **{key: value for key, value in chosen.items() if getattr(self, key) is None})
 
+    @property
+    def first_step_is_on_policy(self) -> bool:
+        """Not without a learned value: the first steps of long episodes wait for the end, through other updates."""
+        return self.needs_critic
+
     def playing(self) -> dict[str, Any]:
         """`rollout_steps`, `learning_rate`, `optimizer` and `schedule`, with what the name stands for filled in."""
         given = {key: getattr(self, key) for key in DEFAULTS[self.name]}
