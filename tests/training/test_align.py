@@ -416,6 +416,10 @@ def test_each_guard_speaks_once_when_its_limit_is_passed(metrics: dict[str, floa
     assert len(copied.look(fine | metrics)) == 1
 
 
+WITHIN_PROMPTS = {"parts": {"a": {"reward": "length_penalty", "normalise": "group"}}}
+REMAX = {"name": "reinforce", "baseline": "greedy"}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -428,6 +432,12 @@ def test_each_guard_speaks_once_when_its_limit_is_passed(metrics: dict[str, floa
         ({"algorithm": {"name": "ppo", "critic_warmup": 3}}, "critic_warmup: 3 of 3 iterations: the policy would"),
         ({"algorithm": {"name": "feudal", "critic_warmup": 1}}, "critic_warmup: 1 would not hold the policy still"),
         ({"algorithm": {"name": "ppo", "minibatches": 8}}, "at least as many prompts"),
+        ({"rewards": WITHIN_PROMPTS, "samples_per_prompt": 1}, "samples_per_prompt: 1: with normalise: group"),
+        ({"rewards": WITHIN_PROMPTS, "data": ("a",), "held_out": ("b",)}, "evaluation_samples: 1: with normalise"),
+        (
+            {"rewards": {"parts": {"a": {"reward": "x"}}, "normalise": "rank"}, "algorithm": REMAX},
+            "there is one greedy answer",
+        ),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(

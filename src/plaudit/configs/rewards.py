@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from plaudit.configs.base import Config
 
 Normalisation = Literal["none", "stored", "running", "running_scale", "group", "group_mean", "rank"]
+RELATIVE = ("group", "group_mean", "rank")
+"""Scales on which one answer alone has no place."""
 
 
 class RewardPartConfig(Config):
@@ -44,6 +46,12 @@ class RewardsConfig(Config):
     """The same for the sum; `stored` belongs to a part."""
     clip: tuple[float, float] | None = None
     """Least and greatest value of the sum, after normalising."""
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether an answer has a reward only beside other answers to its prompt."""
+        parts = [part.normalise for part in self.parts.values() if part.weight and self.missing == "invalid"]
+        return any(kind in RELATIVE for kind in (self.normalise, *parts))
 
     @model_validator(mode="after")
     def _check_parts(self) -> "RewardsConfig":
