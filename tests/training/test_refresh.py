@@ -154,6 +154,47 @@ def test_people_s_late_answers_count_when_they_come(tokenizer_folder: str, tmp_p
     assert lines[1]["refresh/labels"] == lines[0]["refresh/asked"] > 0
 
 
+def test_no_more_is_asked_than_the_budget_however_late_people_answer(tokenizer_folder: str, tmp_path: Path) -> None:
+    block = {"annotator": "queue", "every": 1, "budget": 3, "comparisons": 2, "epochs": 1.0}
+    config = refreshed(tokenizer_folder, tmp_path / "run", refresh_reward=block)
+    folder = config.output / "annotation"
+
+    def answer(number: int, model: Any) -> None:
+        if number == 4:
+            rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+            (folder / "answers.jsonl").write_text("".join(json.dumps({"id": r["id"], "best": 0}) + "\n" for r in rows))
+
+    result = run(config, fresh_reward(tokenizer_folder), on_iteration=answer)
+    asked = (folder / "questions.jsonl").read_text().splitlines()
+    lines = [line for line in read_metrics(result.output / "metrics.jsonl") if "refresh/labels" in line]
+    assert len(asked) == sum(line["refresh/asked"] for line in lines) == 3
+    assert [line["refresh/labels"] for line in lines] == [0, 0, 0, 3]  # and then there is nothing to wait for
+
+
+def test_judgements_are_not_lost_when_learning_from_them_is_stopped(
+    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = refreshed(tokenizer_folder, tmp_path / "run", refresh_reward={"annotator": "queue", "wait": 5.0})
+    folder, learn = config.output / "annotation", RewardRefresher._learn
+    ask = refreshing.open_annotator("queue", folder).__class__._ask
+
+    def answered(self: Any, questions: Any) -> None:
+        ask(self, questions)
+        with (folder / "answers.jsonl").open("a") as file:
+            file.writelines(json.dumps({"id": question.id, "best": 0}) + "\n" for question in questions)
+
+    def stopped(self: Any, *arguments: Any) -> None:
+        monkeypatch.setattr(RewardRefresher, "_learn", learn)
+        raise refreshing.RefreshStopped("SIGTERM")
+
+    monkeypatch.setattr("plaudit.rewards.annotators.QueueAnnotator._ask", answered)
+    monkeypatch.setattr(RewardRefresher, "_learn", stopped)
+    assert run(config, fresh_reward(tokenizer_folder)).stopped_by == "SIGTERM"
+    result = run(config.model_copy(update={"resume": True}), fresh_reward(tokenizer_folder))
+    lines = [line for line in read_metrics(result.output / "metrics.jsonl") if "refresh/labels" in line]
+    assert lines[0]["refresh/labels"] == lines[0]["refresh/asked"] > 0
+
+
 def test_old_comparisons_go_along(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two earlier ones for each new one; the second time, those of the first refresh are among them."""
     seen: list[list[Comparison]] = []

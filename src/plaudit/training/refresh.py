@@ -58,6 +58,7 @@ class RewardRefresher:
         annotator: who judges.
         old: comparisons from before the run.
         new: those of this run, in order.
+        asked: questions so far, which is what the budget counts: a judgement may come late.
         labels: judgements so far.
         refreshes: refreshes so far.
         last: the iteration after which the last one was made, or 0.
@@ -70,6 +71,7 @@ class RewardRefresher:
     annotator: Annotator
     old: list[Comparison]
     new: list[Comparison] = field(default_factory=list)
+    asked: int = 0
     labels: int = 0
     refreshes: int = 0
     last: int = 0
@@ -87,8 +89,9 @@ class RewardRefresher:
         return self.config.refresh_reward
 
     def due(self, iteration: int) -> bool:
-        """Whether a refresh comes before iteration `iteration` (from 0), and there is something left to ask for."""
-        return iteration > self.last and iteration % self.settings.every == 0 and self.labels < self.settings.budget
+        """Whether a refresh comes before iteration `iteration` (from 0), and there is something to ask or wait for."""
+        open_ones = self.asked < self.settings.budget or bool(getattr(self.annotator, "asked", ()))
+        return iteration > self.last and iteration % self.settings.every == 0 and open_ones
 
     def refresh(
         self, policy: TextPolicy, prompts: Sequence[PromptRecord], ids: Sequence[Sequence[int]], iteration: int
@@ -111,14 +114,22 @@ class RewardRefresher:
         """
         seed = int(np.random.SeedSequence([self.config.seed, 0x4EF4, iteration]).generate_state(1)[0])
         questions = self._questions(policy, prompts, ids, iteration, seed)
+        before = getattr(self.annotator, "state_dict", dict)()
         judged = self.annotator(questions)
         metrics = {"refresh/asked": float(len(questions)), "refresh/comparisons": float(len(judged))}
         if judged:
             metrics["refresh/accuracy_before"] = self.accuracy(judged)
-            self._learn(judged, iteration, seed)
+            try:
+                self._learn(judged, iteration, seed)
+            except RefreshStopped:
+                # What was not learned from has to be handed out again when the run goes on.
+                if before:
+                    self.annotator.load_state_dict(before)  # type: ignore[attr-defined]
+                raise
             metrics["refresh/accuracy_after"] = self.accuracy(judged)
             self.new += judged
             self.labels += len(judged)
+        self.asked += len(questions)
         self.refreshes, self.last = self.refreshes + 1, iteration
         self.unlogged = metrics | {"refresh/labels": float(self.labels)}
         return self.unlogged
@@ -146,6 +157,7 @@ class RewardRefresher:
         return {
             "weights": dict(self.reward.model.state_dict()),
             "new": [json.dumps(comparison_to_json(record)) for record in self.new],
+            "asked": self.asked,
             "labels": self.labels,
             "refreshes": self.refreshes,
             "last": self.last,
@@ -158,7 +170,8 @@ class RewardRefresher:
         self.reward.model.load_state_dict(state["weights"])
         self.reward.renew()
         self.new = [comparison_from_json(json.loads(text)) for text in state["new"]]
-        self.labels, self.refreshes, self.last = state["labels"], state["refreshes"], state["last"]
+        self.asked, self.labels = state["asked"], state["labels"]
+        self.refreshes, self.last = state["refreshes"], state["last"]
         self.unlogged = dict(state["unlogged"])
         if state["annotator"]:
             self.annotator.load_state_dict(state["annotator"])  # type: ignore[attr-defined]
@@ -174,8 +187,10 @@ class RewardRefresher:
         """Different answers of the policy to prompts drawn at random; one that was cut off is judged as it stands."""
         settings = self.settings
         wanted = min(
-            settings.share(self.config.iterations, self.refreshes), settings.budget - self.labels, len(prompts)
+            settings.share(self.config.iterations, self.refreshes), settings.budget - self.asked, len(prompts)
         )
+        if wanted < 1:
+            return []
         chosen = np.random.default_rng(seed).choice(len(prompts), size=wanted, replace=False).tolist()
         model = policy.policy.language_model
         found = generate(
