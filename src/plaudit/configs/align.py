@@ -195,13 +195,17 @@ class AlignConfig(RunConfig):
     def _check_comparing(self) -> None:
         if self.rewards is None or not self.rewards.compares_answers:
             return
-        reason = "with normalise: group, group_mean or rank an answer is rewarded by comparison with others to its prompt"
+        reason = (
+            "with normalise: group, group_mean or rank an answer is rewarded by comparison with others to its prompt"
+        )
         if self.samples_per_prompt < 2:
             raise ValueError(f"samples_per_prompt: {self.samples_per_prompt}: {reason}; give 2 or more")
         if self.evaluation_samples < 2 and (self.held_out or self.held_out_fraction):
             raise ValueError(f"evaluation_samples: {self.evaluation_samples}: {reason}; give 2 or more")
         if getattr(self.algorithm, "baseline", None) == "greedy":
-            raise ValueError(f"algorithm.baseline: greedy: {reason}, and there is one greedy answer; use another baseline")
+            raise ValueError(
+                f"algorithm.baseline: greedy: {reason}, and there is one greedy answer; use another baseline"
+            )
 
     def _check_replay(self, filtered: list[str]) -> None:
         algorithm = self.algorithm

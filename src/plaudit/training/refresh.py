@@ -186,9 +186,7 @@ class RewardRefresher:
     ) -> list[Question]:
         """Different answers of the policy to prompts drawn at random; one that was cut off is judged as it stands."""
         settings = self.settings
-        wanted = min(
-            settings.share(self.config.iterations, self.refreshes), settings.budget - self.asked, len(prompts)
-        )
+        wanted = min(settings.share(self.config.iterations, self.refreshes), settings.budget - self.asked, len(prompts))
         if wanted < 1:
             return []
         chosen = np.random.default_rng(seed).choice(len(prompts), size=wanted, replace=False).tolist()
