@@ -21,6 +21,9 @@ Reduction = Literal["per_token", "per_sequence", "sequence_sum", "per_prompt"]
 GROUP_BASELINES = ("prompt_mean", "leave_one_out", "prompt_standardised")
 """Baselines that compare an answer with the other answers to its prompt: they need two or more."""
 
+LATER_STEPS = ("clip_low", "clip_high", "clip_schedule", "dual_clip", "old_kl_coefficient", "old_kl_target", "value_clip")
+"""Options that say how far the steps on a batch may go from where the first one began."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "reinforce": {"baseline": "running_mean"},
     "rloo": {"baseline": "leave_one_out", "view": "answer"},
@@ -326,8 +329,7 @@ class AlgorithmConfig(Config):
             self._refuse(("target_kl",), "stops further steps on a batch, but there is only one; raise epochs")
             if self.first_step_is_on_policy:
                 self._refuse(
-                    ("clip_low", "clip_high", "clip_schedule", "dual_clip", "old_kl_coefficient", "old_kl_target")
-                    + ("value_clip",),
+                    LATER_STEPS,
                     "bounds how far steps on a batch go from where it was sampled; the first one begins there, and "
                     "there is no other: raise epochs or minibatches",
                 )
