@@ -21,7 +21,15 @@ Reduction = Literal["per_token", "per_sequence", "sequence_sum", "per_prompt"]
 GROUP_BASELINES = ("prompt_mean", "leave_one_out", "prompt_standardised")
 """Baselines that compare an answer with the other answers to its prompt: they need two or more."""
 
-LATER_STEPS = ("clip_low", "clip_high", "clip_schedule", "dual_clip", "old_kl_coefficient", "old_kl_target", "value_clip")
+LATER_STEPS = (
+    "clip_low",
+    "clip_high",
+    "clip_schedule",
+    "dual_clip",
+    "old_kl_coefficient",
+    "old_kl_target",
+    "value_clip",
+)
 """Options that say how far the steps on a batch may go from where the first one began."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
