@@ -114,7 +114,7 @@ class RewardRefresher:
         """
         seed = int(np.random.SeedSequence([self.config.seed, 0x4EF4, iteration]).generate_state(1)[0])
         questions = self._questions(policy, prompts, ids, iteration, seed)
-        before = getattr(self.annotator, "state_dict", dict)()
+        before: dict[str, Any] = getattr(self.annotator, "state_dict", dict)()
         judged = self.annotator(questions)
         metrics = {"refresh/asked": float(len(questions)), "refresh/comparisons": float(len(judged))}
         if judged:
