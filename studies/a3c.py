@@ -24,7 +24,7 @@ from plaudit.training.trackers import read_metrics
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "a3c.jsonl"
 EPISODES = 100
-OPTIONS = ("workers", "rollout_steps", "discount", "gae_lambda", "schedule")
+OPTIONS = ("workers", "rollout_steps", "discount", "gae_lambda", "learning_rate", "schedule")
 KEY = (*OPTIONS, "total", "seed")
 
 
@@ -72,19 +72,19 @@ def run(options: dict[str, Any], total: int, seed: int) -> dict[str, Any]:
     }
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(results: Path) -> list[dict[str, Any]]:
     """The results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def table() -> str:
+def table(results: Path) -> str:
     """The results as a Markdown table, a line for each number of workers, schedule and length."""
     lines = [
-        "| workers | t_max | γ | λ | rate | steps | mean return of each seed | interquartile mean | 95 % interval "
-        "| mean (most) staleness | seconds a run | CPU seconds |",
-        f"|{'---|' * 12}",
+        "| workers | t_max | γ | λ | rate | falling | steps | mean return of each seed | interquartile mean "
+        "| 95 % interval | mean (most) staleness | seconds a run | CPU seconds |",
+        f"|{'---|' * 13}",
     ]
-    found = rows()
+    found = rows(results)
     for case in sorted({tuple(row[name] for name in KEY[:-1]) for row in found}):
         chosen = [row for row in found if tuple(row[name] for name in KEY[:-1]) == case]
         chosen.sort(key=lambda row: row["seed"])
@@ -109,23 +109,25 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--rollout-steps", type=int, default=32, help="between two updates of a worker")
     parser.add_argument("--discount", type=float, default=0.98)
     parser.add_argument("--gae-lambda", type=float, default=0.8)
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
     parser.add_argument("--schedule", choices=("constant", "linear"), default="linear")
     parser.add_argument("--total", type=int, default=100_000, help="environment steps of all workers together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     chosen = arguments_of()
     if chosen.task == "table":
-        print(table())
+        print(table(chosen.results))
     else:
         for number in chosen.seeds:
             options = {name: getattr(chosen, name) for name in OPTIONS}
             wanted = (*options.values(), chosen.total, number)
-            if any(tuple(row[name] for name in KEY) == wanted for row in rows()):
+            if any(tuple(row[name] for name in KEY) == wanted for row in rows(chosen.results)):
                 continue
             line = run(options, chosen.total, number)
-            with RESULTS.open("a") as file:
+            with chosen.results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)

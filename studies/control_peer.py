@@ -8,7 +8,12 @@ python studies/control_peer.py update
 `run` adds to `docs/studies/control-peer.jsonl`; a seed that is there is not run again. `table` prints, for each
 algorithm and side, the interquartile mean over seeds of the mean return of 100 greedy episodes, with a bootstrap
 interval. `update` lets both sides' DQN take the same optimizer steps from the same weights and batches, and prints how
-far apart their weights end. The peer runs in an environment of its own, which is made when it is first needed.
+far apart their weights end. Where this interpreter has no `stable_baselines3`, the peer runs in an environment of its
+own, which is made when it is first needed.
+
+A row of `run` holds, beside the greedy returns, `curve`: the mean return of the episodes that ended in each tenth of
+training, exploration and all. Many episodes under many weights stand behind each of its numbers, only the last weights
+behind the greedy ones.
 """
 
 import argparse
@@ -18,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +36,24 @@ TOTAL = {"ppo": 100_000, "a2c": 500_000, "dqn": 50_000}
 ALGORITHMS = tuple(TOTAL)
 
 
-def ours(name: str, seed: int) -> list[float]:
-    """Train Plaudit's agent and return what its greedy policy earns in each episode."""
+class Curve:
+    """Returns of the episodes of training by when they ended, in tenths of the run."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.tenths: list[list[float]] = [[] for _ in range(10)]
+
+    def add(self, step: int, value: float) -> None:
+        """An episode that ended after `step` environment steps."""
+        self.tenths[min(9, 10 * (step - 1) // self.total)].append(value)
+
+    def means(self) -> list[float | None]:
+        """The mean of each tenth; None where no episode ended."""
+        return [round(sum(each) / len(each), 1) if each else None for each in self.tenths]
+
+
+def ours(name: str, seed: int) -> tuple[list[float], Curve]:
+    """Train Plaudit's agent; what its greedy policy earns in each episode, and what training earned."""
     from plaudit.algorithms.agents import build_agent, task_sizes
     from plaudit.configs.policy_gradient import PolicyGradientConfig
     from plaudit.configs.q_learning import QLearningConfig
@@ -45,15 +67,33 @@ def ours(name: str, seed: int) -> list[float]:
     trial = make_environments("CartPole-v1", 1)
     agent = build_agent(configs[name], task_sizes(trial), total_steps=TOTAL[name], seed=seed)
     collector = Collector(make_environments("CartPole-v1", agent.num_environments), seed=1000 * seed)
+    curve, counted = Curve(TOTAL[name]), 0
     while collector.num_steps_taken < TOTAL[name]:
         agent.update(collector.collect(agent.policy, agent.num_steps))
-    return evaluate_policy("CartPole-v1", agent.greedy_policy(), num_episodes=EPISODES, seed=12345 + seed)
+        for value in collector.episode_returns[counted:]:
+            curve.add(collector.num_steps_taken, value)
+        counted = len(collector.episode_returns)
+    found = evaluate_policy("CartPole-v1", agent.greedy_policy(), num_episodes=EPISODES, seed=12345 + seed)
+    return found, curve
 
 
-def theirs(name: str, seed: int) -> list[float]:
-    """The same by Stable-Baselines3; to be called by the interpreter of its own environment."""
+def zoo_dqn(environments: Any, seed: int) -> Any:
+    """The peer's DQN with the settings of its zoo."""
+    from stable_baselines3 import DQN
+
+    return DQN(
+        "MlpPolicy", environments, seed=seed, device="cpu", learning_rate=2.3e-3, batch_size=64,
+        buffer_size=100_000, learning_starts=1000, gamma=0.99, target_update_interval=10, train_freq=256,
+        gradient_steps=128, exploration_fraction=0.16, exploration_final_eps=0.04,
+        policy_kwargs={"net_arch": [256, 256]},
+    )  # fmt: skip
+
+
+def theirs(name: str, seed: int) -> tuple[list[float], Curve]:
+    """The same by Stable-Baselines3; to be called by an interpreter that has it."""
     import torch
-    from stable_baselines3 import A2C, DQN, PPO
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -67,32 +107,36 @@ def theirs(name: str, seed: int) -> list[float]:
     elif name == "a2c":
         model = A2C("MlpPolicy", environments, seed=seed, device="cpu", ent_coef=0.0)
     else:
-        model = DQN(
-            "MlpPolicy", environments, seed=seed, device="cpu", learning_rate=2.3e-3, batch_size=64,
-            buffer_size=100_000, learning_starts=1000, gamma=0.99, target_update_interval=10, train_freq=256,
-            gradient_steps=128, exploration_fraction=0.16, exploration_final_eps=0.04,
-            policy_kwargs={"net_arch": [256, 256]},
-        )  # fmt: skip
-    model.learn(total_timesteps=TOTAL[name])
+        model = zoo_dqn(environments, seed)
+    curve = Curve(TOTAL[name])
+
+    class Record(BaseCallback):
+        def _on_step(self) -> bool:
+            for info in self.locals["infos"]:
+                if "episode" in info:
+                    curve.add(self.num_timesteps, float(info["episode"]["r"]))
+            return True
+
+    model.learn(total_timesteps=TOTAL[name], callback=Record())
     judging = make_vec_env("CartPole-v1", n_envs=8, seed=12345 + seed)
     returns, _ = evaluate_policy(
         model, judging, n_eval_episodes=EPISODES, deterministic=True, return_episode_rewards=True
     )
-    return [float(value) for value in returns]
+    return [float(value) for value in returns], curve
 
 
-SIDES = {"ours": ours, "theirs": theirs}
+SIDES: dict[str, Callable[[str, int], tuple[list[float], Curve]]] = {"ours": ours, "theirs": theirs}
 
 
 def run(name: str, side: str, seed: int) -> dict[str, Any]:
     """One seed of one side as a row of the results."""
     begun = time.process_time()
-    returns = SIDES[side](name, seed)
+    returns, curve = SIDES[side](name, seed)
     mean = sum(returns) / len(returns)
     deviation = (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5
     seconds = round(time.process_time() - begun)
     found = {"algorithm": name, "side": side, "seed": seed, "mean": mean, "deviation": round(deviation, 1)}
-    return found | {"cpu_seconds": seconds}
+    return found | {"cpu_seconds": seconds, "cores": os.cpu_count(), "curve": curve.means()}
 
 
 def interquartile_mean(values: Any) -> Any:
@@ -143,18 +187,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def peer_script(*arguments: str) -> str:
-    """This script's output when the peer's own environment runs it."""
+def peer_python() -> Path:
+    """An interpreter that has Stable-Baselines3: this one, or that of an environment made for it."""
+    if find_spec("stable_baselines3") is not None:
+        return Path(sys.executable)
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from peers import stable_baselines_python
 
-    call = [str(stable_baselines_python()), str(Path(__file__).resolve()), *arguments]
+    return stable_baselines_python()
+
+
+def peer_script(*arguments: str, script: Path = Path(__file__)) -> str:
+    """A script's output when an interpreter runs it that has the peer."""
+    call = [str(peer_python()), str(script.resolve()), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(call, check=True, capture_output=True, text=True, env=environment).stdout
 
 
 def peer_call(name: str, seed: int) -> dict[str, Any]:
-    """One seed of the peer, by the interpreter of its own environment."""
+    """One seed of the peer, by an interpreter that has it."""
     found: dict[str, Any] = json.loads(peer_script("one", name, "--seeds", str(seed)).splitlines()[-1])
     return found
 
