@@ -160,6 +160,8 @@ def test_metrics_leave_invalid_samples_out_and_count_them() -> None:
         "reward/invalid": pytest.approx(1 / 3),
         "reward/x": 1.0,
     }
+    # A part that is called as a number of the total does not take its place.
+    assert score_values(SAMPLES, [1.0, 4.0, None], name="r", parts={"mean": [9.0] * 3}).metrics()["reward/mean"] == 2.5
     assert score_values(SAMPLES, [None] * 3, name="r").metrics() == {"reward/invalid": 1.0}
     assert SampleReward(lambda s: 1.0, "one")([]).metrics() == {"reward/invalid": 0.0}
 

@@ -89,6 +89,7 @@ def test_spans_are_weighted_and_the_rest_is_earned_at_the_end() -> None:
         ({"a": (fixed([1.0]), math.nan)}, "weight of reward 'a' is nan"),
         ({"a": (fixed([1.0]), "2")}, "weight of reward 'a' is '2'"),
         ({"a/b": fixed([1.0])}, "'a/b'"),
+        ({"mean": fixed([1.0])}, "'mean': in the logs it would hide"),
     ],
 )
 def test_sums_that_mean_nothing(rewards: Any, message: str) -> None:

@@ -171,3 +171,23 @@ def test_what_makes_no_sense_is_refused_when_it_is_read(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         settings(tokenizer_path, tmp_path, **options)
+
+
+def test_what_is_put_through_the_network_before_the_steps_has_the_precision_of_the_run(
+    tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the distributions that are remembered are not those that the answers were drawn from."""
+    seen: list[bool] = []
+    plain = TextActionValues.logprobs
+
+    def watched(self: TextActionValues, trajectory: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(self, trajectory)
+
+    monkeypatch.setattr(TextActionValues, "logprobs", watched)
+    job, _, _ = align.prepare(
+        settings(tokenizer_path, tmp_path, precision="bf16", **acer()), PROMPTS, HELD_OUT, None, count_good
+    )
+    job.collect(0)
+    assert seen
+    assert all(seen)

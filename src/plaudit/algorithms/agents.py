@@ -97,6 +97,7 @@ class PolicyGradientAgent:
         self.algorithm.load_state_dict(state["algorithm"])
         self.num_updates = int(state["num_updates"])
         self.generator.set_state(state["generator"])
+        self.episodes = None if self.algorithm.needs_critic else FinishedEpisodes()
 
 
 OPTIMIZERS: Mapping[str, Callable[[Any, float], torch.optim.Optimizer]] = {

@@ -24,7 +24,7 @@ from plaudit.rollout.trajectory import Policy, Trajectory
 class SoftQ:
     """Fits `Q(s, a) = V(s) + β log π(a|s)/π_ref(a|s)` to `y`; satisfies `plaudit.algorithms.base.Algorithm`.
 
-        y_t = r_t + γ G_{t+1},   G_t = r̃_t + γ ((1 - λ) V⁻(s_{t+1}) + λ G_{t+1}),   r̃_t = r_t - β log π_old/π_ref
+        y_t = r_t + γ ((1 - λ) V⁻(s_{t+1}) + λ G_{t+1}),   G_t = y_t - β log π_old(a_t|s_t)/π_ref(a_t|s_t)
         ℓ = mean_t huber(Q(s_t, a_t) - y_t)
 
     Any `π` and `V` are action values in this way, and those for which `π ∝ π_ref exp(Q/β)` and

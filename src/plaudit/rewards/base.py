@@ -14,6 +14,9 @@ from plaudit.data.records import Prompt, prompt_text
 Span = tuple[int, int, float]
 """`(start, end, score)`: characters `start` to `end` (exclusive) of the completion, and what they earn."""
 
+TOTALS = ("mean", "std", "min", "max", "invalid")
+"""What is logged of a total; no part may have such a name."""
+
 _SHOWN = 2000
 
 
@@ -91,7 +94,7 @@ class Score:
             found[f"{prefix}/std"] = float(values.std(correction=1)) if len(values) > 1 else 0.0
             found[f"{prefix}/min"], found[f"{prefix}/max"] = float(values.min()), float(values.max())
         for name, part in self.parts.items():
-            if len(known := part[~part.isnan()]):
+            if name not in TOTALS and len(known := part[~part.isnan()]):
                 found[f"{prefix}/{name}"] = float(known.mean())
         return found
 

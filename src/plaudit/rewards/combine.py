@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from plaudit.rewards.base import Reward, Sample, Score, Span, as_reward, check_score
+from plaudit.rewards.base import TOTALS, Reward, Sample, Score, Span, as_reward, check_score
 
 Missing = Literal["invalid", "skip"]
 
@@ -103,7 +103,7 @@ def combine(rewards: Mapping[str, Any], *, missing: Missing = "invalid") -> Comb
         missing: what becomes of samples that a reward with a weight gives nothing for; see `CombinedReward`.
 
     Raises:
-        ValueError: if there is none, a weight is not finite, all weights are 0, or a name holds `/`.
+        ValueError: if there is none, a weight is not finite, all weights are 0, a name holds `/` or is one of `TOTALS`.
     """
     built: dict[str, Reward] = {}
     weights: dict[str, float] = {}
@@ -113,6 +113,8 @@ def combine(rewards: Mapping[str, Any], *, missing: Missing = "invalid") -> Comb
             raise ValueError(f"the weight of reward {name!r} is {weight!r}; it must be a finite number")
         if not name or "/" in name:
             raise ValueError(f"reward name {name!r}: it must not be empty or hold '/', which marks parts of parts")
+        if name in TOTALS:
+            raise ValueError(f"reward name {name!r}: in the logs it would hide that of the sum; call it something else")
         built[name], weights[name] = as_reward(reward, name=name), float(weight)
     if not any(weights.values()):
         raise ValueError(f"no reward with a weight other than 0 among {sorted(weights)}; give at least one")

@@ -173,7 +173,8 @@ class AlignJob:
             # Answers of other iterations are learned from beside these: prompts go by their place among all.
             trajectory, prompt_ids = self._among_all_prompts(trajectory, chosen), self.prompt_ids
             self.text_policy.prompts = prompt_ids
-        prepared = self.algorithm.prepare(trajectory, baselines=found.baselines)
+        with self.autocast():  # some put the answers through the network once more
+            prepared = self.algorithm.prepare(trajectory, baselines=found.baselines)
         plan = self.algorithm.minibatches(prepared, self.generator("minibatches", iteration))
         if found.evaluation is not None and _takes_all(plan, prepared, trajectory):
             prepared = replace(prepared, evaluation=found.evaluation)
