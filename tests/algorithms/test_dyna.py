@@ -51,7 +51,8 @@ def test_without_imagination_it_is_q_learning():
 def test_planning_in_a_known_world_reaches_the_exact_values(planning):
     maze = Grid(("...", ".#.", "..."), starts=((2, 0),), goals=((0, 2),))
     exact = maze.optimal_action_values((0, 2), 0.9)
-    config = DynaConfig(planning=planning, planning_steps=100, learning_rate=0.5, discount=0.9, threshold=0.0)
+    options = {"threshold": 0.0} if planning == "prioritised" else {}
+    config = DynaConfig(planning=planning, planning_steps=100, learning_rate=0.5, discount=0.9, **options)
     tables = DynaTables(config, len(maze.cells()), 4)
     goal = maze.cells().index((0, 2))
     for _ in range(20):
@@ -67,7 +68,8 @@ def test_prioritised_sweeping_needs_fewer_steps_than_uniform():
     """A corridor walked once: the reward at its end reaches the start in as many updates as it has cells."""
     found = {}
     for planning in ("uniform", "prioritised"):
-        config = DynaConfig(planning=planning, planning_steps=20, learning_rate=1.0, discount=0.9, threshold=0.0)
+        options = {"threshold": 0.0} if planning == "prioritised" else {}
+        config = DynaConfig(planning=planning, planning_steps=20, learning_rate=1.0, discount=0.9, **options)
         tables = DynaTables(config, 21, 1)
         for s in range(20):
             tables.learn(s, 0, float(s == 19), s + 1, float(s < 19))

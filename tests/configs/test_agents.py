@@ -109,3 +109,24 @@ def test_a_policy_gradient_that_plays_stands_for_what_the_zoo_sets() -> None:
         load_config(PolicyGradientConfig, overrides={"name": "reinforce", "baseline": "leave_one_out"})
     with pytest.raises(ConfigError, match="no reference"):
         load_config(PolicyGradientConfig, overrides={"kl_placement": "reward"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("dqn", "--algorithm.priority-exponent", "0.9"), "priority_exponent: 0.9 needs prioritised"),
+        (("dqn", "--algorithm.polyak", "0.1", "--algorithm.target-every", "50"), "target_every: 50 is for hard copies"),
+        (("acer", "--algorithm.trust-region", "none", "--algorithm.average-decay", "0.9"), "without a trust_region"),
+        (("dyna", "--algorithm.threshold", "0.1"), "threshold: 0.1 is for planning: prioritised"),
+        (("world_model", "--algorithm.code-size", "4"), "code_size: 4 has no effect with encoder: plain"),
+        (("world_model", "--algorithm.pixel-scale", "2"), "pixel_scale: 2.0 is for pictures"),
+    ],
+)
+def test_options_that_the_others_leave_without_effect_are_refused(words: tuple[str, ...], said: str) -> None:
+    assert said in fault("--algorithm", *words)
+
+
+def test_what_a_saved_agent_writes_down_with_its_defaults_is_read_again() -> None:
+    for name in ("dqn", "acer", "dyna", "world_model", "ppo", "reinforce"):
+        config = gym("--algorithm", name).algorithm
+        assert type(config).model_validate(config.model_dump(mode="json")) == config

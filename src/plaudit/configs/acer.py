@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from plaudit.configs.base import Config
+from plaudit.configs.base import Config, refuse_unused
 
 
 class AcerOptions(Config):
@@ -31,6 +31,12 @@ class AcerOptions(Config):
     """Weight of `½ (Q^ret - Q)²`."""
     entropy_coefficient: float = Field(default=0.01, ge=0)
     """Weight of the entropy bonus, which keeps the policy exploring."""
+
+    @model_validator(mode="after")
+    def _check_region(self) -> "AcerOptions":
+        if self.trust_region is None:
+            refuse_unused(self, ("trust_region_statistics", "average_decay"), "has no effect without a trust_region")
+        return self
 
 
 class AcerConfig(AcerOptions):

@@ -29,6 +29,18 @@ class Config(BaseModel):
     )
 
 
+def refuse_unused(config: Config, names: Sequence[str], reason: str) -> None:
+    """Refuse the first of these fields that is not at its default, where the others leave it without effect.
+
+    Raises:
+        ValueError: with the field, its value and the reason.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value != type(config).model_fields[name].get_default(call_default_factory=True):
+            raise ValueError(f"{name}: {value} {reason}")
+
+
 class ConfigError(ValueError):
     """A configuration that does not hold: one line per fault, each with its place and what to change."""
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.configs.base import Config
+from plaudit.configs.base import Config, refuse_unused
 
 
 class DynaConfig(Config):
@@ -35,6 +35,8 @@ class DynaConfig(Config):
                 "bonus: time since a step was tried grows everywhere at once, which no queue of priorities follows; "
                 "use planning: uniform"
             )
+        if self.planning != "prioritised":
+            refuse_unused(self, ("threshold",), "is for planning: prioritised")
         if self.bonus and not self.planning_steps:
             raise ValueError("bonus: it is added to imagined rewards, so planning_steps must be at least 1")
         return self

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.configs.base import Config
+from plaudit.configs.base import Config, refuse_unused
 
 
 class QLearningConfig(Config):
@@ -70,6 +70,10 @@ class QLearningConfig(Config):
             raise ValueError("exploration_end: a temperature must stay above 0; use epsilon for greedy play")
         if self.batch_size > self.buffer_size:
             raise ValueError(f"batch_size {self.batch_size} is more than buffer_size {self.buffer_size} can hold")
+        if not self.prioritised:
+            refuse_unused(self, ("priority_exponent", "importance_exponent"), "needs prioritised: true")
+        if self.polyak < 1:
+            refuse_unused(self, ("target_every",), "is for hard copies: leave polyak at 1, or this out")
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.configs.base import Config
+from plaudit.configs.base import Config, refuse_unused
 
 
 class WorldModelConfig(Config):
@@ -65,4 +65,12 @@ class WorldModelConfig(Config):
             raise ValueError("picture: pixels are no state to predict one by one; use encoder: variational")
         if self.picture is not None and min(self.picture) < 1:
             raise ValueError(f"picture: height, width and channels must be at least 1, got {list(self.picture)}")
+        if self.encoder == "plain":
+            refuse_unused(
+                self, ("code_size", "encoder_epochs", "observation_noise"), "has no effect with encoder: plain"
+            )
+        if self.picture is None:
+            refuse_unused(self, ("pixel_scale",), "is for pictures: give picture, or leave it out")
+        if self.controller != "cma":
+            refuse_unused(self, ("initial_spread",), "is for controller: cma")
         return self
