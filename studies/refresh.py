@@ -3,15 +3,17 @@
 python studies/refresh.py run --seeds 0 1 2 3 4
 python studies/refresh.py table --plot docs/images/studies/refresh.png
 
-Per seed a small decoder is fine-tuned on the letter book and a reward model learns from a few rankings; then PPO climbs
-that reward with a weak penalty, so that it is over-optimised. Arms, all from the same start and on the same letters:
+Per seed a small decoder is fine-tuned on the letter book and a reward model learns from few rankings; then PPO climbs
+that reward with hardly a penalty and at a constant rate, long enough that gold, which is watched and never learned from,
+rises and falls again. Arms, all from the same start and on the same letters:
 
-    never             the reward model stays as it is
-    refresh           the annotators rank answers of the current policy three times on the way, 48 sets of four in all
-    refresh, fourfold the same with 192
-    at once           48 rankings of the fine-tuned model's answers before the run, none on the way
+    never        the reward model stays as it is
+    refresh 48   five times on the way annotators rank answers of the current policy, 48 sets of four in all
+    refresh 192  the same with four times as many
+    at once 48   as many rankings of the fine-tuned model's answers before the run, none on the way
+    at once 192  the same with four times as many
 
-Gold is watched, never learned from.
+Each arm adds a line with its curves to the results, `docs/studies/refresh.jsonl`; what stands there is not run again.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
 
 from plaudit.configs.align import AlignConfig
 from plaudit.configs.data import DataConfig
@@ -40,20 +44,29 @@ from plaudit.rewards.normalise import Running, normalised
 from plaudit.training import align, reward
 from plaudit.training.trackers import read_metrics
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "refresh.jsonl"
 SIZES = {
-    "letter_book": 1600,
+    "letter_book": 2400,
     "demonstrations": 100,
     "rankings": 100,
-    "test_rankings": 100,
+    "test_rankings": 60,
     "vocabulary": 1000,
     "hidden_size": 96,
     "layers": 2,
     "max_new_tokens": 64,
 }
-ITERATIONS, LETTERS, SAMPLES = 24, 8, 6
-EVERY = 6
-ARMS = {"never": 0, "refresh": 48, "refresh, fourfold": 192, "at once": 48}
+ITERATIONS, LETTERS, SAMPLES = 48, 8, 8
+EVERY = 8
+WINDOW = 6
+"""Iterations of which gold is averaged: 48 letters, 384 answers."""
+SETTINGS = {"learning_rate": 6e-4, "kl_coefficient": 0.005}
+ARMS = {"never": 0, "refresh 192": 192, "at once 192": 192, "refresh 48": 48, "at once 48": 48}
 """Rankings of four answers that each asks for."""
+LEARNING = {"epochs": 2.0, "learning_rate": 2e-4, "head_learning_rate": 5e-4, "records_per_step": 4}
+"""How the reward model learns from new rankings, on the way or at once."""
+OLD_PER_NEW = 2.0
+
+Curve = NDArray[np.float64]
 
 
 def gold(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
@@ -77,44 +90,79 @@ def prepare(folder: Path, seed: int) -> None:
         stage(run)
 
 
-def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Comparison]) -> None:
-    """As many new rankings as a refreshed run asks for in all, of the fine-tuned model's answers, before the run."""
+def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Comparison], count: int) -> None:
+    """As many new rankings as a refreshed run asks for in all, of the fine-tuned model's answers, before the run.
+
+    Earlier rankings accompany them as they do on the way: `OLD_PER_NEW` to each new one, or as many as there are.
+    """
     policy = CausalLM.from_pretrained(str(folder / "sft" / "model"))
     run = pipeline.DemoRun(DemoConfig(output=folder, seed=seed, **SIZES), World(seed))
-    prompts = run.world.prompts(ARMS["at once"])
+    prompts = run.world.prompts(count)
     answers = pipeline._sample(run, policy, prompts, samples=4, seed=seed + 77)
     asked = [
         Question(id=f"once-{number}", prompt=prompt, completions=tuple(dict.fromkeys(filter(None, texts))))
         for number, (prompt, texts) in enumerate(zip(prompts, answers, strict=True))
     ]
     judged = Shop(seed=seed)([question for question in asked if len(question.completions) > 1])
+    earlier = rankings[: round(OLD_PER_NEW * len(judged))]
     settings = {
         "model": {"backbone": "handed over"},
-        "output": folder / "at-once-reward",
+        "output": folder / f"at-once-{count}-reward",
         "overwrite": True,
-        "epochs": 2.0,
-        "records_per_step": 4,
-        "optimizer": {"learning_rate": 2e-4, "head_learning_rate": 5e-4, "warmup": 0.1},
+        "epochs": LEARNING["epochs"],
+        "records_per_step": LEARNING["records_per_step"],
+        "optimizer": {
+            "learning_rate": LEARNING["learning_rate"],
+            "head_learning_rate": LEARNING["head_learning_rate"],
+            "warmup": 0.1,
+        },
         "seed": seed,
         "quiet": True,
     }
-    reward.main(RewardTrainingConfig.model_validate(settings), train=[*judged, *rankings], model=model)
+    reward.main(RewardTrainingConfig.model_validate(settings), train=[*judged, *earlier], model=model)
 
 
-def arm_folder(folder: Path, arm: str) -> Path:
-    """Where an arm of a seed's folder is."""
-    return folder / arm.replace(",", "").replace(" ", "-")
+def settings_of(folder: Path, seed: int, arm: str, iterations: int) -> dict[str, Any]:
+    """The run of an arm."""
+    return {
+        "model": {"backbone": str(folder / "sft" / "model")},
+        "algorithm": {
+            "name": "ppo",
+            "baseline": "leave_one_out",
+            "epochs": 1,
+            "minibatches": 4,
+            "kl_coefficient": SETTINGS["kl_coefficient"],
+        },
+        "sampling": {"max_new_tokens": SIZES["max_new_tokens"]},
+        "iterations": iterations,
+        "prompts_per_iteration": LETTERS,
+        "samples_per_prompt": SAMPLES,
+        "optimizer": {
+            "learning_rate": SETTINGS["learning_rate"],
+            "warmup": 3,
+            "epsilon": 1e-5,
+            "weight_decay": 0.0,
+        },
+        "evaluate_every": None,
+        "save_every": None,
+        "seed": seed,
+        "output": folder / arm.replace(" ", "-"),
+        "overwrite": True,
+        "log_every": iterations,
+        "tokens_per_micro_batch": 4096,
+        "refresh_reward": {"every": EVERY, "budget": ARMS[arm], "completions": 4, "old_per_new": OLD_PER_NEW} | LEARNING
+        if arm.startswith("refresh")
+        else None,
+    }
 
 
-def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
-    """One aligned policy; its metrics stay in the arm's folder."""
-    output, refreshed = arm_folder(folder, arm), arm.startswith("refresh")
-    if (output / "result.json").exists():
-        return
+def run_arm(folder: Path, seed: int, arm: str, iterations: int) -> dict[str, Any]:
+    """One aligned policy: what it asked for, its curves by iteration, and the processor time it took."""
+    begun = time.process_time()
     rankings = read_data(DataConfig(path=str(folder / "data" / "train.jsonl"))).records
     model = RewardModel.from_pretrained(folder / "reward" / "model")
-    if arm == "at once":
-        learn_at_once(folder, seed, model, rankings)
+    if arm.startswith("at once"):
+        learn_at_once(folder, seed, model, rankings, ARMS[arm])
     first = RewardModel.from_pretrained(folder / "reward" / "model")
     scorer = combine(
         {
@@ -123,137 +171,119 @@ def run_arm(folder: Path, seed: int, arm: str, coefficient: float) -> None:
             "gold": (gold, 0.0),
         }
     )
-    refresh = {
-        "every": EVERY,
-        "budget": ARMS[arm],
-        "completions": 4,
-        "old_per_new": 2.0,
-        "epochs": 2.0,
-        "learning_rate": 2e-4,
-        "head_learning_rate": 5e-4,
-        "records_per_step": 4,
-    }
-    settings: dict[str, Any] = {
-        "model": {"backbone": str(folder / "sft" / "model")},
-        "algorithm": {
-            "name": "ppo",
-            "baseline": "leave_one_out",
-            "epochs": 1,
-            "minibatches": 2,
-            "kl_coefficient": coefficient,
-        },
-        "sampling": {"max_new_tokens": SIZES["max_new_tokens"]},
-        "iterations": ITERATIONS,
-        "prompts_per_iteration": LETTERS,
-        "samples_per_prompt": SAMPLES,
-        "optimizer": {"learning_rate": 1e-3, "epsilon": 1e-3},
-        "evaluate_every": None,
-        "save_every": None,
-        "seed": seed,
-        "output": output,
-        "overwrite": True,
-        "log_every": ITERATIONS,
-        "tokens_per_micro_batch": 4096,
-        "refresh_reward": refresh if refreshed else None,
-    }
-    prompts = [PromptRecord(prompt=text) for text in World(seed).prompts(ITERATIONS * LETTERS)]
-    begun = time.process_time()
+    settings = AlignConfig.model_validate(settings_of(folder, seed, arm, iterations))
+    refreshed = settings.refresh_reward is not None
     align.main(
-        AlignConfig.model_validate(settings),
-        prompts=prompts,
+        settings,
+        prompts=[PromptRecord(prompt=text) for text in World(seed).prompts(iterations * LETTERS)],
         reward=scorer,
         comparisons=rankings if refreshed else None,
         annotator=Shop(seed=seed) if refreshed else None,
     )
-    print(json.dumps({"seed": seed, "arm": arm, "cpu_seconds": round(time.process_time() - begun)}), flush=True)
-
-
-def curves(folder: Path) -> dict[str, np.ndarray]:
-    """Gold, the first and the learning proxy, and `√KL` of each iteration's answers."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    names = {"gold": "reward/gold", "first": "reward/first", "proxy": "reward/proxy", "kl": "objective/kl"}
-    found = {short: np.array([line[name] for line in lines if name in line]) for short, name in names.items()}
-    found["distance"] = np.sqrt(np.maximum(found.pop("kl"), 0.0))
-    labels = [line["refresh/labels"] for line in lines if "refresh/labels" in line]
-    found["labels"] = np.array(labels[-1:] or [0.0])
-    for name in ("refresh/accuracy_before", "refresh/accuracy_after"):
-        found[name.split("/")[1]] = np.array([line[name] for line in lines if name in line])
-    return found
-
-
-def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the first and the last four iterations, the best four in a row, and what was lost since."""
-    smooth = np.convolve(found["gold"], np.ones(4) / 4, "valid")
     return {
-        "gold_first": smooth[0],
-        "gold_best": smooth.max(),
-        "gold_last": smooth[-1],
-        "lost": smooth.max() - smooth[-1],
-        "first_proxy_last": found["first"][-4:].mean(),
-        "distance_last": found["distance"][-4:].mean(),
+        "seed": seed,
+        "arm": arm,
+        "cpu_seconds": round(time.process_time() - begun),
+        **curves(read_metrics(settings.output / "metrics.jsonl")),
     }
 
 
-def differences(rows: dict[str, dict[str, dict[str, float]]], arm: str) -> str:
-    """An arm minus `never`, paired by seed: mean and standard error of final gold and of what was lost."""
-    shown = []
-    for name in ("gold_last", "lost"):
-        found = np.array([rows[arm][seed][name] - rows["never"][seed][name] for seed in rows[arm]])
-        error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
-        shown.append(f"{found.mean():+.2f} ± {error:.2f}")
-    return " | ".join(shown)
+def curves(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Gold, the first reward model's score and nats from the start by iteration; how far each refresh was trusted."""
+    names = {
+        "gold": "reward/gold",
+        "first": "reward/first",
+        "kl": "objective/kl",
+        "before": "refresh/accuracy_before",
+        "after": "refresh/accuracy_after",
+    }
+    return {short: [round(line[name], 3) for line in lines if name in line] for short, name in names.items()}
 
 
-def table(root: Path) -> None:
-    """One row per arm and seed, the means, and the paired differences from the arm that never asks."""
-    print("| seed | arm | gold at first | best | at the end | lost since its best | first proxy at the end | √KL |")
-    print("|---|---|---|---|---|---|---|---|")
-    rows: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
-    trust: dict[str, list[list[float]]] = {}
-    for folder in sorted(root.glob("seed*")):
-        for arm in ARMS:
-            if not (arm_folder(folder, arm) / "result.json").exists():
+def smooth(values: list[float]) -> Curve:
+    """Means of `WINDOW` iterations in a row."""
+    return np.convolve(np.array(values), np.ones(WINDOW) / WINDOW, "valid")
+
+
+def summary(row: dict[str, Any]) -> dict[str, float]:
+    """Gold at the start, its peak, where that is (nats, iteration) and the end; the proxy's way from the peak on."""
+    golden, kl, first = (smooth(row[name]) for name in ("gold", "kl", "first"))
+    peak = int(golden.argmax())
+    return {
+        "gold at first": golden[0],
+        "peak": golden[peak],
+        "iteration of the peak": peak + WINDOW,
+        "KL at the peak": kl[peak],
+        "gold at the end": golden[-1],
+        "lost since the peak": golden[peak] - golden[-1],
+        "mean gold of the run": float(np.mean(row["gold"])),
+        "first proxy at the peak": first[peak],
+        "first proxy at the end": first[-1],
+        "KL at the end": kl[-1],
+    }
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half a 95 % interval by Student's t."""
+    if len(values) < 2:
+        return f"{np.mean(values):.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.2f} ± {half:.2f}"
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Means over seeds by arm, every seed's peak and end, the paired differences from `never`, and trust."""
+    found = {arm: {row["seed"]: summary(row) for row in rows if row["arm"] == arm} for arm in ARMS}
+    found = {arm: by_seed for arm, by_seed in found.items() if by_seed}
+    columns = list(next(iter(next(iter(found.values())).values())))
+    print(f"| arm | labels | seeds | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 3)}")
+    for arm, by_seed in found.items():
+        cells = [interval([each[name] for each in by_seed.values()]) for name in columns]
+        print(f"| {arm} | {ARMS[arm]} | {len(by_seed)} | {' | '.join(cells)} |")
+    print("\n| seed | arm | gold at first | peak | KL at the peak | gold at the end |\n|---|---|---|---|---|---|")
+    for seed in sorted({row["seed"] for row in rows}):
+        for arm in (arm for arm in found if seed in found[arm]):
+            shown = [found[arm][seed][name] for name in ("gold at first", "peak", "KL at the peak", "gold at the end")]
+            print(f"| {seed} | {arm} | {' | '.join(f'{value:.2f}' for value in shown)} |")
+    compared = ("peak", "KL at the peak", "gold at the end", "lost since the peak", "mean gold of the run")
+    for other in ("never", "at once 48", "at once 192"):
+        print(f"\n| arm minus {other} | seeds | {' | '.join(compared)} |\n|---|---|{'---|' * len(compared)}")
+        for arm, by_seed in found.items():
+            if arm == other or (other != "never" and ARMS[arm] != ARMS[other]):
                 continue
-            found = curves(arm_folder(folder, arm))
-            row = rows[arm][folder.name[4:]] = summary(found)
-            print(f"| {folder.name[4:]} | {arm} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |")
-            if found["labels"][0]:
-                trust.setdefault(f"{arm}: accuracy before", []).append(found["accuracy_before"].tolist())
-                trust.setdefault(f"{arm}: accuracy after", []).append(found["accuracy_after"].tolist())
-    for arm, by_seed in rows.items():
-        if by_seed:
-            means = np.mean([list(row.values()) for row in by_seed.values()], 0)
-            print(f"| mean of {len(by_seed)} | {arm} | " + " | ".join(f"{value:.2f}" for value in means) + " |")
-    print("\n| arm minus never | labels | gold at the end | lost since its best |\n|---|---|---|---|")
-    for arm, by_seed in rows.items():
-        if arm != "never" and by_seed:
-            print(f"| {arm} | {ARMS[arm]} | {differences(rows, arm)} |")
+            both = sorted(set(by_seed) & set(found.get(other, {})))
+            if both:
+                cells = [interval([by_seed[seed][name] - found[other][seed][name] for seed in both]) for name in compared]
+                print(f"| {arm} | {len(both)} | {' | '.join(cells)} |")
     print()
-    for name, values in trust.items():
-        print(f"{name}, at each refresh, mean over seeds: {np.round(np.mean(values, 0), 2).tolist()}")
+    for arm in found:
+        for name in ("before", "after"):
+            values = [row[name] for row in rows if row["arm"] == arm and row[name]]
+            if values:
+                print(f"{arm}: pairs ordered alike {name} each refresh: {np.round(np.mean(values, 0), 2).tolist()}")
+        print(f"{arm}: processor seconds {np.mean([row['cpu_seconds'] for row in rows if row['arm'] == arm]):.0f}")
 
 
-def plot(root: Path, path: Path) -> None:
-    """Gold and the first proxy by iteration, mean over seeds, four iterations smoothed; as picture and CSV."""
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Gold and the first reward model's score by iteration, means over seeds and `WINDOW` iterations; also as CSV."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    lines = ["arm,iteration,gold,first_proxy,distance"]
+    lines = ["arm,iteration,gold,first_proxy,kl"]
     for arm in ARMS:
-        folders = [arm_folder(each, arm) for each in sorted(root.glob("seed*"))]
-        found = [curves(each) for each in folders if (each / "result.json").exists()]
-        if not found:
+        chosen = [row for row in rows if row["arm"] == arm]
+        if not chosen:
             continue
-        means = {name: np.mean([each[name] for each in found], 0) for name in ("gold", "first", "distance")}
-        smooth = {name: np.convolve(values, np.ones(4) / 4, "valid") for name, values in means.items()}
+        means = {name: np.mean([row[name] for row in chosen], 0) for name in ("gold", "first", "kl")}
         for place, name in enumerate(("gold", "first")):
-            axes[place].plot(np.arange(4, len(means[name]) + 1), smooth[name], label=f"{arm} ({len(found)} seeds)")
-        rows = zip(means["gold"], means["first"], means["distance"], strict=True)
-        lines += [f'"{arm}",{n},{a:.4f},{b:.4f},{c:.4f}' for n, (a, b, c) in enumerate(rows, 1)]
+            along = smooth(means[name].tolist())
+            label = f"{arm} ({len(chosen)} seeds)"
+            axes[place].plot(np.arange(WINDOW, len(means[name]) + 1), along, label=label)
+        columns = zip(means["gold"], means["first"], means["kl"], strict=True)
+        lines += [f'"{arm}",{n},{a:.4f},{b:.4f},{c:.4f}' for n, (a, b, c) in enumerate(columns, 1)]
     for place, title in enumerate(("gold", "the first reward model's score")):
         axes[place].set_title(title)
         axes[place].set_xlabel("iteration")
-        axes[place].set_xticks(range(4, ITERATIONS + 1, 4))
-        for refresh in range(EVERY, ITERATIONS, EVERY):
+        for refresh in range(EVERY, len(rows[0]["gold"]), EVERY):
             axes[place].axvline(refresh, color="0.85", linewidth=0.8, zorder=0)
     axes[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,27 +291,36 @@ def plot(root: Path, path: Path) -> None:
     path.with_suffix(".csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["run", "table"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--kl-coefficient", type=float, default=0.02)
+    parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--plot", type=Path, help="of table: a picture, with a CSV beside it")
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/refresh"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=Path("runs/studies/refresh"), help="folder of the models")
     arguments = parser.parse_args()
     if arguments.part == "table":
-        table(arguments.output)
+        table(read(arguments.results))
         if arguments.plot is not None:
-            plot(arguments.output, arguments.plot)
+            plot(read(arguments.results), arguments.plot)
         return
     for seed in arguments.seeds:
         folder = arguments.output / f"seed{seed}"
-        begun = time.process_time()
-        prepare(folder, seed)
-        print(json.dumps({"seed": seed, "prepared_cpu_seconds": round(time.process_time() - begun)}), flush=True)
         for arm in arguments.arms:
-            run_arm(folder, seed, arm, arguments.kl_coefficient)
+            if any((row["seed"], row["arm"]) == (seed, arm) for row in read(arguments.results)):
+                continue
+            prepare(folder, seed)
+            line = json.dumps(run_arm(folder, seed, arm, arguments.iterations))
+            with arguments.results.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
