@@ -1,9 +1,10 @@
 """Asynchronous against synchronous alignment of a tiny model, with the same amount of feedback: time and reward.
 
-python studies/asynchronous.py run --seeds 0 1 2
+python studies/asynchronous.py run --seeds 0 1 2 3 4
 python studies/asynchronous.py table
 
-`run` adds to `docs/studies/asynchronous.jsonl`; what is there is not run again.
+`run` adds to `docs/studies/asynchronous.jsonl`; what is there is not run again. A run uses as many cores as it has
+workers, and one more.
 The reward counts letters, so that it is clear what is learned. Every run gets the same number of answers scored. Sides
 take turns within each seed, so that what else the machine does meets all of them alike. On a machine with one free core
 the processes only take turns, and nothing can be gained: the table says how many cores there were and how busy.
@@ -16,8 +17,10 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
+
+from scipy import stats
 
 from plaudit.configs.align import AlignConfig
 from plaudit.data.records import PromptRecord
@@ -26,16 +29,19 @@ from plaudit.training.align import TrainingResult, main
 from plaudit.training.trackers import read_metrics
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "asynchronous.jsonl"
+WARM = 6
+"""Iterations before the clock counts: workers are still starting."""
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "why", "is", "it", "so")
 PROMPTS = [PromptRecord(prompt=f"{one} {two}") for one in WORDS[:6] for two in WORDS[6:12]]
 PER_ITERATION = 64
 """Answers in an iteration, eight to a prompt."""
 ROUTES: dict[str, dict[str, Any]] = {
     "by turns": {},
-    "beside, staleness 1": {"asynchronous": {"workers": 1, "max_staleness": 1}},
-    "beside, staleness 4": {"asynchronous": {"workers": 1, "max_staleness": 4}},
-    "beside, staleness 12": {"asynchronous": {"workers": 1, "max_staleness": 12}},
-    "beside, staleness 12, not weighed": {"asynchronous": {"workers": 1, "max_staleness": 12}, "cap": None},
+    "1 worker, staleness ≤ 1": {"asynchronous": {"workers": 1, "max_staleness": 1}},
+    "2 workers, staleness ≤ 2": {"asynchronous": {"workers": 2, "max_staleness": 2}},
+    "3 workers, staleness ≤ 3": {"asynchronous": {"workers": 3, "max_staleness": 3}},
+    "3 workers, staleness ≤ 12": {"asynchronous": {"workers": 3, "max_staleness": 12}},
+    "3 workers, staleness ≤ 12, not weighed": {"asynchronous": {"workers": 3, "max_staleness": 12}, "cap": None},
 }
 
 
@@ -90,7 +96,7 @@ def run(route: dict[str, Any], seed: int, settings: argparse.Namespace, tokenize
         seconds = time.perf_counter() - begun
         spent = [processor_seconds(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         lines = read_metrics(Path(folder) / "metrics.jsonl")
-    late, steady = lines[-max(1, len(lines) // 4) :], lines[2:]  # the first ones wait for workers to start
+    late, steady = lines[-max(1, len(lines) // 4) :], lines[WARM:]
     return {
         "first": lines[0]["reward/mean"],
         "reward": mean(line["reward/mean"] for line in late),
@@ -100,15 +106,26 @@ def run(route: dict[str, Any], seed: int, settings: argparse.Namespace, tokenize
         "workers": spent[1] - used[1],
         "iteration": mean(line["time/iteration"] for line in steady),
         "waiting": mean(line.get("workers/wait", line.get("time/generation", 0.0)) for line in steady),
+        "until": seconds_until(lines),
+        "weighed": mean(line.get("policy/importance_mean", 1.0) for line in lines),
     }
+
+
+def seconds_until(lines: list[dict[str, Any]], wanted: float = 3.0) -> float | None:
+    """Wall-clock seconds of the iterations up to the first four in a row that earn `wanted`; None if none do."""
+    earned = [line["reward/mean"] for line in lines]
+    for end in range(4, len(lines) + 1):
+        if mean(earned[end - 4 : end]) >= wanted:
+            return sum(line["time/iteration"] for line in lines[:end])
+    return None
 
 
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("run", "table"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--iterations", type=int, default=30)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--only", nargs="+", default=list(ROUTES))
     return parser.parse_args()
@@ -116,13 +133,15 @@ def arguments_of() -> argparse.Namespace:
 
 COLUMNS = (
     "sampling",
+    "seeds",
     "first reward",
     "reward at the end",
-    "rewards of the seeds",
     "mean staleness",
     "answers a second",
+    "times those of by turns",
     "seconds an iteration",
     "of them waiting for answers",
+    "seconds until 3.0",
     "CPU seconds a run: learner",
     "workers",
 )
@@ -131,15 +150,26 @@ COLUMNS = (
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Means over seeds as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    alone = {each["seed"]: each["iteration"] for each in found.get("by turns", [])}
     for name, runs in found.items():
-        averages = {key: mean(each[key] for each in runs) for key in runs[0] if key != "name"}
-        rewards = ", ".join(f"{each['reward']:.2f}" for each in runs)
-        cells = [name, f"{averages['first']:.2f}", f"{averages['reward']:.2f}", rewards, f"{averages['staleness']:.2f}"]
-        cells += [f"{PER_ITERATION / averages['iteration']:.0f}"]
+        averages = {key: mean(each[key] for each in runs) for key in runs[0] if key not in ("name", "until")}
+        faster = [alone[each["seed"]] / each["iteration"] for each in runs if each["seed"] in alone]
+        arrived = [each["until"] for each in runs if each["until"] is not None]
+        cells = [name, str(len(runs)), f"{averages['first']:.2f}", interval([each["reward"] for each in runs])]
+        cells += [f"{averages['staleness']:.2f}", f"{PER_ITERATION / averages['iteration']:.0f}", interval(faster)]
         cells += [f"{averages[key]:.2f}" for key in ("iteration", "waiting")]
+        cells += [f"{mean(arrived):.1f} ({len(arrived)} of {len(runs)})" if arrived else "never"]
         cells += [f"{averages[key]:.1f}" for key in ("learner", "workers")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half a 95 % interval by Student's t."""
+    if len(values) < 2:
+        return ", ".join(f"{each:.2f}" for each in values)
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.2f} ± {half:.2f}"
 
 
 def rows() -> list[dict[str, Any]]:
@@ -152,7 +182,8 @@ if __name__ == "__main__":
     if chosen.task == "table":
         loads = [each["load"] for each in rows()]
         print(
-            f"{os.cpu_count()} cores; load {min(loads):.1f} to {max(loads):.1f}, this study's own processes included\n"
+            f"{max(each['cores'] for each in rows())} cores; load {min(loads):.1f} to {max(loads):.1f}, "
+            "this study's own processes included\n"
         )
         by_name = {name: [each for each in rows() if each["name"] == name] for name in ROUTES}
         print(table({name: runs for name, runs in by_name.items() if runs}))
@@ -164,7 +195,7 @@ if __name__ == "__main__":
                     if any((each["name"], each["seed"]) == (name, number) for each in rows()):
                         continue
                     found: dict[str, Any] = {"name": name, "seed": number} | run(ROUTES[name], number, chosen, place)
-                    line = json.dumps(found | {"load": os.getloadavg()[0]})
+                    line = json.dumps(found | {"load": os.getloadavg()[0], "cores": os.cpu_count()})
                     with RESULTS.open("a") as file:
                         file.write(line + "\n")
                     print(line, flush=True)

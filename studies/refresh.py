@@ -4,8 +4,8 @@ python studies/refresh.py run --seeds 0 1 2 3 4
 python studies/refresh.py table --plot docs/images/studies/refresh.png
 
 Per seed a small decoder is fine-tuned on the letter book and a reward model learns from few rankings; then PPO climbs
-that reward with hardly a penalty and at a constant rate, long enough that gold, which is watched and never learned from,
-rises and falls again. Arms, all from the same start and on the same letters:
+that reward with hardly a penalty and at a constant rate, long enough that gold rises and falls again. Gold is watched,
+never learned from. Arms, all from the same start and on the same letters:
 
     never        the reward model stays as it is
     refresh 48   five times on the way annotators rank answers of the current policy, 48 sets of four in all
@@ -18,6 +18,7 @@ Each arm adds a line with its curves to the results, `docs/studies/refresh.jsonl
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,23 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "refresh.js
 SIZES = {
     "letter_book": 2400,
     "demonstrations": 100,
-    "rankings": 100,
+    "rankings": 300,
     "test_rankings": 60,
     "vocabulary": 1000,
     "hidden_size": 96,
     "layers": 2,
-    "max_new_tokens": 64,
+    "max_new_tokens": 80,
 }
-ITERATIONS, LETTERS, SAMPLES = 48, 8, 8
-EVERY = 8
+ITERATIONS, LETTERS, SAMPLES = 42, 8, 8
+EVERY = 7
 WINDOW = 6
 """Iterations of which gold is averaged: 48 letters, 384 answers."""
-SETTINGS = {"learning_rate": 6e-4, "kl_coefficient": 0.005}
+SETTINGS = {"learning_rate": 2e-4, "kl_coefficient": 0.005}
 ARMS = {"never": 0, "refresh 192": 192, "at once 192": 192, "refresh 48": 48, "at once 48": 48}
 """Rankings of four answers that each asks for."""
 LEARNING = {"epochs": 2.0, "learning_rate": 2e-4, "head_learning_rate": 5e-4, "records_per_step": 4}
 """How the reward model learns from new rankings, on the way or at once."""
-OLD_PER_NEW = 2.0
+OLD_PER_NEW = 1.0
 
 Curve = NDArray[np.float64]
 
@@ -173,13 +174,16 @@ def run_arm(folder: Path, seed: int, arm: str, iterations: int) -> dict[str, Any
     )
     settings = AlignConfig.model_validate(settings_of(folder, seed, arm, iterations))
     refreshed = settings.refresh_reward is not None
-    align.main(
+    result = align.main(
         settings,
         prompts=[PromptRecord(prompt=text) for text in World(seed).prompts(iterations * LETTERS)],
         reward=scorer,
         comparisons=rankings if refreshed else None,
         annotator=Shop(seed=seed) if refreshed else None,
     )
+    assert isinstance(result, align.TrainingResult)
+    if not result.complete:
+        sys.exit(result.exit_code)
     return {
         "seed": seed,
         "arm": arm,
@@ -253,7 +257,9 @@ def table(rows: list[dict[str, Any]]) -> None:
                 continue
             both = sorted(set(by_seed) & set(found.get(other, {})))
             if both:
-                cells = [interval([by_seed[seed][name] - found[other][seed][name] for seed in both]) for name in compared]
+                cells = [
+                    interval([by_seed[seed][name] - found[other][seed][name] for seed in both]) for name in compared
+                ]
                 print(f"| {arm} | {len(both)} | {' | '.join(cells)} |")
     print()
     for arm in found:

@@ -59,29 +59,6 @@ class Echo(gymnasium.Env):
         return np.int64(self.state), paid, False, self.time >= self.limit, {}
 
 
-class Chain(gymnasium.Env):
-    """A corridor of `length` cells: right leads on, left back to the start; only the last cell pays, and ends.
-
-    Chance gets there in one of `2^length` tries, and an episode is cut off after `length + 2` steps.
-    """
-
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, length=14):
-        self.length = length
-        self.observation_space = spaces.Discrete(length + 1)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time = self.cell = 0
-        return np.int64(0), {}
-
-    def step(self, action):
-        self.time, self.cell = self.time + 1, self.cell + 1 if action == 1 else 0
-        there = self.cell == self.length
-        return np.int64(self.cell), float(there), there, self.time >= self.length + 2, {}
-
-
 class TwoArms(gymnasium.Env):
     """One choice between 0.5 and 1, then the end."""
 

@@ -1,7 +1,6 @@
 """Exploration: each part on a problem that is solved with it and not without it."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -14,31 +13,18 @@ from plaudit.configs.bonus import CountBonusConfig, DistillationBonusConfig
 from plaudit.configs.gym import GymConfig
 from plaudit.configs.policy_gradient import PolicyGradientConfig
 from plaudit.configs.q_learning import QLearningConfig
-from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+from plaudit.rollout.environments import Collector, make_environments
 from plaudit.rollout.trajectory import new_trajectory
-from tests.algorithms.problems import Chain, TwoArms
+from studies.exploration import AGENTS, BONUSES, crossings
+from tests.algorithms.problems import TwoArms
 
-BONUSES = {"nothing": None, "count": CountBonusConfig(scale=0.1), "rnd": DistillationBonusConfig(scale=0.1)}
-PPO = PolicyGradientConfig(name="ppo", hidden=(32,), learning_rate=5e-3, epochs=4, discount=0.95)
-DOUBLE_DQN = QLearningConfig(
-    name="double_dqn", learning_starts=64, rollout_steps=32, gradient_steps=8, batch_size=64, hidden=(32,),
-    learning_rate=3e-3, discount=0.95, exploration_start=0.1, exploration_end=0.1, target_every=200,
-)  # fmt: skip
+NAMES = {"nothing": "nothing", "count": "counts", "rnd": "random network distillation"}
 
 
-def corridor(config, bonus, *, length, steps, seed=0):
-    """How often the end of the corridor was reached in so many steps, and whether the greedy policy gets there."""
-    sizes, make = TaskSizes(length + 1, 2), partial(Chain, length)
-    agent = build_agent(config, sizes, total_steps=steps, seed=seed)
-    if bonus is not None:
-        agent = CuriousAgent(agent, build_bonus(bonus, sizes, seed=seed))
-    collector = Collector(make_environments(make, agent.num_environments), seed=seed)
-    while collector.num_steps_taken < steps:
-        metrics = agent.update(collector.collect(agent.policy, agent.num_steps))
-    collector.environments.close()
-    assert ("exploration/bonus" in metrics) == (bonus is not None)
-    (found,) = evaluate_policy(make, agent.greedy_policy(), num_episodes=1, num_environments=1)
-    return sum(collector.episode_returns), found
+def corridor(agent, kind, *, seed=0):
+    """How often the end of the corridor was reached, and whether the greedy policy gets there."""
+    config, length, steps = AGENTS[agent]
+    return crossings(config, BONUSES[NAMES[kind]], length=length, steps=steps, seed=seed)
 
 
 def expect_found(kind, reached, greedy, *, often):
@@ -46,27 +32,26 @@ def expect_found(kind, reached, greedy, *, often):
         assert reached <= 3  # its greedy policy may be "always right" by chance, for nothing was learned
     else:
         assert reached > often
-        assert greedy == 1
+        assert greedy
 
 
-@pytest.mark.parametrize("kind", BONUSES)
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_end_of_a_corridor_is_found_with_a_bonus_and_not_without(kind):
-    reached, greedy = corridor(PPO, BONUSES[kind], length=20, steps=8192)
-    expect_found(kind, reached, greedy, often=40)
+    expect_found(kind, *corridor("PPO", kind), often=40)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", BONUSES)
+@pytest.mark.parametrize("kind", NAMES)
 def test_it_is_found_on_every_seed(kind):
     for seed in range(1, 5):
-        expect_found(kind, *corridor(PPO, BONUSES[kind], length=20, steps=8192, seed=seed), often=40)
+        expect_found(kind, *corridor("PPO", kind, seed=seed), often=40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nothing", "count"])
 def test_an_agent_with_a_replay_finds_it_too(kind):
     for seed in range(5):
-        expect_found(kind, *corridor(DOUBLE_DQN, BONUSES[kind], length=10, steps=3000, seed=seed), often=40)
+        expect_found(kind, *corridor("Double DQN", kind, seed=seed), often=40)
 
 
 def play_arms(config, steps, seed):

@@ -61,6 +61,18 @@ def test_discount_and_rewards_of_transitions(options):
     assert mdp.gap(table) > 0.02
 
 
+def test_where_all_answers_earn_much_a_baseline_is_what_lets_one_learn():
+    """The same samples, steps and rate; 10 more for every answer, which changes no optimum."""
+    paid = 10.0 * (TokenMDP(**SMALL).next_prefix < 0).double().expand(1, -1, -1)
+    mdp = TokenMDP(**SMALL, transition_rewards=paid, seed=2)
+    gaps = {}
+    for baseline in ("none", "running_mean", "leave_one_out"):
+        options = {"name": "reinforce", "baseline": baseline}
+        gaps[baseline] = mdp.gap(learn(mdp, options, updates=120, rows=256))
+    assert max(gaps["running_mean"], gaps["leave_one_out"]) < 0.02, gaps
+    assert gaps["none"] > 5 * max(gaps["running_mean"], gaps["leave_one_out"]), gaps
+
+
 def test_pairs_drawn_once_lead_to_the_optimum_too():
     """DPO without new samples: one batch of the reference's answers, many steps on it."""
     mdp = TokenMDP(**SMALL, seed=2)

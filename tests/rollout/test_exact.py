@@ -130,6 +130,21 @@ def test_the_table_shows_that_leave_one_out_can_raise_the_variance():
         exact.exact_gradient(TokenMDP(num_prompts=2), TokenMDP(num_prompts=2).reference_logprobs)
 
 
+def test_a_baseline_takes_away_the_noise_of_what_all_answers_earn_alike():
+    """10 more for every answer changes no gradient; without a baseline it is noise, with one nothing at all."""
+    mdp = TokenMDP(**SMALL)
+    paid = 10.0 * (mdp.next_prefix < 0).double().expand(1, -1, -1)
+    more = TokenMDP(**SMALL, transition_rewards=paid)
+    rows, others = (
+        {row.name: row for row in exact.estimator_table(each, each.reference_logprobs, num_samples=2)}
+        for each in (mdp, more)
+    )
+    assert others["no baseline"].variance > 50 * rows["no baseline"].variance
+    for name in ("expected reward", "greedy roll-out (ReMax)", "leave one out (RLOO)", "GAE, λ = 1, V = V^π"):
+        assert others[name].variance == pytest.approx(rows[name].variance, rel=1e-9), name
+        assert abs(others[name].bias) < 1e-9, name
+
+
 def test_whole_answers_off_policy_are_corrected_exactly_and_single_tokens_are_not():
     """Under `π_old`, `E[ρ A]` has the gradient of J where ρ is the ratio of the whole answer."""
     mdp = TokenMDP(**SMALL)

@@ -9,6 +9,7 @@ import torch
 
 from plaudit.algorithms.acer import targets_and_weights
 from plaudit.algorithms.acer_text import AcerText
+from plaudit.models.goals import GoalHeads, ManagerOutputs
 from plaudit.rollout.text_action_values import TextActionValues
 from plaudit.training import align, align_estimate
 from plaudit.training.align_estimate import AlignEstimate, replay_bytes
@@ -138,6 +139,24 @@ def test_the_estimate_counts_what_is_remembered(
     own = sum(each.numel() for each in job.policy.language_model.parameters())
     assert found["acer"].state_bytes - found["alone"].state_bytes == 4 * own
     assert capsys.readouterr().out.count("for remembered answers") == 2
+
+
+def test_a_dry_run_counts_the_manager_s_passes(
+    tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view of all answers before the steps of the worker, and a step of the manager's own behind each of them."""
+    passes: list[bool] = []
+    unroll = GoalHeads.unroll
+
+    def counted(heads: GoalHeads, states: torch.Tensor) -> ManagerOutputs:
+        passes.append(torch.is_grad_enabled())
+        return unroll(heads, states)
+
+    monkeypatch.setattr(GoalHeads, "unroll", counted)
+    options = {"algorithm": {"name": "feudal", "horizon": 2}}
+    align.main(settings(tokenizer_path, tmp_path, **options), dry_run=True, prompts=PROMPTS, reward=count_good)
+    # What the answers were sampled by, what they are paid by, the worker's loss; and the manager's, with gradients.
+    assert passes == [False, False, False, True]
 
 
 def test_a_memory_that_does_not_fit_is_refused_before_anything_is_sampled(

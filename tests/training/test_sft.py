@@ -17,6 +17,7 @@ from plaudit.configs.sft import LanguageModelConfig, SftConfig
 from plaudit.configs.training import OptimizerConfig
 from plaudit.data.records import Demonstration
 from plaudit.models.causal_lm import CausalLM
+from plaudit.models.styles import StyleHeads
 from plaudit.training.estimates import Estimate
 from plaudit.training.results import TrainingResult
 from plaudit.training.sft import MicroBatch, SftTrainer, main, predicted_tokens, prepare, token_weights
@@ -179,3 +180,19 @@ def test_other_held_out_records_are_refused_on_resume(tokenizer_folder: str, tmp
         with pytest.raises(ValueError, match="made with other held-out records"):
             main(resume, train=CORPUS, held_out=other)
     main(resume, train=CORPUS, held_out=CORPUS[:3])
+
+
+def test_a_start_with_styles_is_refused_for_they_would_be_lost(tokenizer_folder: str, tmp_path: Path) -> None:
+    config = config_for(tokenizer_folder, tmp_path / "run")
+    model = CausalLM.from_backbone(config.model)
+    rows, width = model.head[0].shape
+    model.steering = StyleHeads(width, torch.arange(rows) == 0, num_options=2)
+    model.save_pretrained(tmp_path / "styled")
+    start = LanguageModelConfig(backbone=str(tmp_path / "styled"), template="raw")
+    for options in ({"model": model}, {}):
+        with pytest.raises(ValueError, match=r"has styles beside it.*leave out styles\.safetensors"):
+            main(config.model_copy(update={"model": start}), train=CORPUS, **options)
+    assert not (tmp_path / "run" / "model").exists()
+    (tmp_path / "styled" / "styles.safetensors").unlink()
+    main(config.model_copy(update={"model": start, "epochs": 1}), train=CORPUS)
+    assert CausalLM.from_pretrained(tmp_path / "run" / "model").steering is None

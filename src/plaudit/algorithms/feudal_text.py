@@ -23,7 +23,7 @@ from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches
 from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import penalised_rewards
-from plaudit.algorithms.updating import PolicyGradient, combine_metrics
+from plaudit.algorithms.updating import PolicyGradient, take_steps
 from plaudit.configs.feudal import FeudalTextConfig
 from plaudit.core.hierarchy_losses import goal_direction_loss, intrinsic_rewards
 from plaudit.core.masked import masked_mean
@@ -129,13 +129,7 @@ class FeudalText:
         self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
         """Every step on one batch of experience; see `PolicyGradient.update`."""
-        prepared = self.prepare(trajectory, baselines=baselines)
-        taken: list[dict[str, float]] = []
-        for rows in self.minibatches(prepared, generator):
-            taken.append(self.step(prepared, rows))
-            if self.stop_early(taken[-1]):
-                break
-        return self.finish(prepared.metrics | combine_metrics(taken))
+        return take_steps(self, self.prepare(trajectory, baselines=baselines), generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The worker's numbers; the manager's weights are the policy's."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.base import Algorithm, Prepared
 from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
 from plaudit.algorithms.objective import Coefficients, Rows, step_loss, value_error, weigh_rows
 from plaudit.algorithms.stepping import guarded_step
@@ -189,13 +189,7 @@ class PolicyGradient:
             the metrics of the batch with those of its steps: least and greatest ratio, the mean of all others, and
             `policy/steps`, how many were taken.
         """
-        prepared = self.prepare(trajectory, baselines=baselines)
-        taken: list[dict[str, float]] = []
-        for rows in self.minibatches(prepared, generator):
-            taken.append(self.step(prepared, rows))
-            if self.stop_early(taken[-1]):
-                break
-        return self.finish(prepared.metrics | combine_metrics(taken))
+        return take_steps(self, self.prepare(trajectory, baselines=baselines), generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Coefficients, running baseline and counters, as numbers."""
@@ -289,6 +283,16 @@ def require_critic(values: Tensor) -> None:
     """
     if not values.requires_grad:
         raise ValueError("the baseline value needs a critic that learns, but the policy's values have no gradient")
+
+
+def take_steps(algorithm: Algorithm, prepared: Prepared, generator: torch.Generator | None) -> dict[str, float]:
+    """Every step of an algorithm on a batch, until it wants no further one; the metrics of the batch with theirs."""
+    taken: list[dict[str, float]] = []
+    for rows in algorithm.minibatches(prepared, generator):
+        taken.append(algorithm.step(prepared, rows))
+        if algorithm.stop_early(taken[-1]):
+            break
+    return algorithm.finish(prepared.metrics | combine_metrics(taken))
 
 
 def combine_metrics(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -21,7 +21,8 @@ ELSEWHERE = {
     "asynchronous: {workers: 2}",
     "dyna": "on single answers it is any of them with refresh_reward, a model of the annotator that learns on; "
     "imagined dialogues are plaudit.algorithms.deep_dyna, from Python",
-    "world_model": "it dreams of an environment that is seen step by step: plaudit gym --algorithm world_model",
+    "world_model": "it dreams of an environment that is seen step by step: plaudit gym --algorithm world_model; "
+    "of text it is a model of whom one talks to, for dialogues: plaudit.algorithms.world_dialogue, from Python",
     "ilql": "it learns from recorded answers, not from sampled ones: plaudit.algorithms.implicit_q, from Python",
 }
 """Families that `plaudit align` has under another name, or that are used elsewhere."""

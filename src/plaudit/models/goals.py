@@ -12,20 +12,17 @@ what the vocabulary head reads, where the paper multiplies; no gradient of eithe
 the manager into the language model, whose states are its percept as they are.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
 from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.models.aggregation import TokenSpans
+from plaudit.models.beside import read_beside, write_beside
 from plaudit.models.recurrent import start_orthogonal
-
-WEIGHTS, DESCRIPTION = "goals.safetensors", "goals.json"
 
 
 class ManagerOutputs(NamedTuple):
@@ -51,6 +48,8 @@ class GoalHeads(nn.Module):
         embedding: `φ`, linear `D → H` without bias, 0 at first: the policy begins as the language model.
         spread: `1 - |mean goal|` of the last evaluation, see `metrics`.
     """
+
+    kind = "goals"
 
     def __init__(self, hidden_size: int, *, horizon: int = 8, manager_size: int = 32, seed: int = 0) -> None:
         """Draw the manager from `seed`; the global generator is left as it was.
@@ -139,8 +138,7 @@ class GoalHeads(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the heads beside a saved model."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps({"horizon": self.horizon}) + "\n", encoding="utf-8")
+        write_beside(self, folder, self.kind, {"horizon": self.horizon})
 
     @classmethod
     def load(cls, folder: Path) -> "GoalHeads":
@@ -149,11 +147,8 @@ class GoalHeads(nn.Module):
         Raises:
             ValueError: if the folder holds none.
         """
-        if not (folder / WEIGHTS).is_file():
-            raise ValueError(f"{folder} holds no goals ({WEIGHTS} is missing)")
-        weights = load_file(folder / WEIGHTS)
-        horizon = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["horizon"]
+        weights, description = read_beside(folder, cls.kind)
         hidden_size, manager_size = weights["embedding.weight"].shape
-        found = cls(hidden_size, horizon=horizon, manager_size=manager_size)
+        found = cls(hidden_size, horizon=description["horizon"], manager_size=manager_size)
         found.load_state_dict(weights)
         return found

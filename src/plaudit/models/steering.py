@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from plaudit.models import goals, styles
 from plaudit.models.aggregation import TokenSpans
+from plaudit.models.beside import files_of
 from plaudit.models.goals import GoalHeads
 from plaudit.models.styles import StyleHeads
 
@@ -43,23 +43,23 @@ class Steering(Protocol):
         """Write it beside a saved model."""
 
 
-FILES: dict[str, Callable[[Path], StyleHeads | GoalHeads]] = {
-    styles.WEIGHTS: StyleHeads.load,
-    goals.WEIGHTS: GoalHeads.load,
+KINDS: dict[str, Callable[[Path], StyleHeads | GoalHeads]] = {
+    StyleHeads.kind: StyleHeads.load,
+    GoalHeads.kind: GoalHeads.load,
 }
-"""Which file of a model's folder is opened by what."""
+"""What opens which kind of files in a model's folder."""
 
 
 def steering_beside(model: str | Path) -> StyleHeads | GoalHeads | None:
     """What steers a saved model, by its folder; None where nothing does, or the name is no folder."""
     folder = Path(model)
-    return next((load(folder) for name, load in FILES.items() if (folder / name).is_file()), None)
+    return next((load(folder) for kind, load in KINDS.items() if (folder / files_of(kind)[0]).is_file()), None)
 
 
 def save_steering(steering: StyleHeads | GoalHeads | None, folder: Path) -> None:
     """Write what steers a model beside it, and take away what steered another one that was saved there."""
-    for module in (styles, goals):
-        for name in (module.WEIGHTS, module.DESCRIPTION):
+    for kind in KINDS:
+        for name in files_of(kind):
             (folder / name).unlink(missing_ok=True)
     if steering is not None:
         steering.save(folder)

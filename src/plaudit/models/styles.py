@@ -5,25 +5,22 @@ token that ends a sentence, with `β_ω(h) = σ(D h)_ω`; the next one is then c
 `π_ω(·|h) = softmax(head(h + e_ω) / temperature)`. What the model is judged by is the marginal over all styles.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plaudit.configs.option_critic import StyledConfig
 from plaudit.core.entropy import logprobs_and_entropy
 from plaudit.core.hierarchy_losses import marginal_option_logprobs
 from plaudit.models.aggregation import TokenSpans
+from plaudit.models.beside import read_beside, write_beside
 
 if TYPE_CHECKING:
     from plaudit.models.causal_lm import CausalLM
-
-WEIGHTS, DESCRIPTION = "styles.safetensors", "styles.json"
 
 
 class StyleHeads(nn.Module):
@@ -37,6 +34,7 @@ class StyleHeads(nn.Module):
             one may end.
     """
 
+    kind = "styles"
     sentence_ends: Tensor
     usage: Tensor
 
@@ -151,8 +149,7 @@ class StyleHeads(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the styles beside a saved model."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps({"num_options": self.num_options}) + "\n", encoding="utf-8")
+        write_beside(self, folder, self.kind, {"num_options": self.num_options})
 
     @classmethod
     def load(cls, folder: Path) -> "StyleHeads":
@@ -161,9 +158,7 @@ class StyleHeads(nn.Module):
         Raises:
             ValueError: if the folder holds none.
         """
-        if not (folder / WEIGHTS).is_file():
-            raise ValueError(f"{folder} holds no styles ({WEIGHTS} is missing)")
-        weights = load_file(folder / WEIGHTS)
+        weights, _ = read_beside(folder, cls.kind)
         size = weights["vectors"].shape
         found = cls(size[1], weights["sentence_ends"], num_options=size[0])
         found.load_state_dict(weights)

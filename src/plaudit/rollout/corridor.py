@@ -10,6 +10,39 @@ from plaudit.rollout.environments import TokenMDPEnvironment
 from plaudit.rollout.token_mdp import TokenMDP
 
 
+class ReturningCorridor(gymnasium.Env[np.int64, np.int64]):
+    """A corridor of `length` cells: right (1) leads on, left (0) back to the start; only the last cell pays, and ends.
+
+    Chance gets there in one of `2^length` tries; an episode is cut off after `length + 2` steps. What is seen is the
+    cell, `0..length`.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 Gymnasium's own form
+
+    def __init__(self, length: int = 14) -> None:
+        """Raises `ValueError` for no cells."""
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.length = length
+        self.observation_space = spaces.Discrete(length + 1)
+        self.action_space = spaces.Discrete(2)
+        self._cell = self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
+        """Begin at the start."""
+        super().reset(seed=seed)
+        self._cell = self._steps = 0
+        return np.int64(0), {}
+
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        """Move on or back; 1 at the end, else 0."""
+        self._steps, self._cell = self._steps + 1, self._cell + 1 if action == 1 else 0
+        there = self._cell == self.length
+        return np.int64(self._cell), float(there), there, self._steps >= self.length + 2, {}
+
+
 class KeyDoorCorridor(gymnasium.Env[np.int64, np.int64]):
     """`N` cells in a row, the key in the first, the door in the last; 1 for reaching the door with the key.
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from plaudit.algorithms.acer_text import AcerText
+from plaudit.algorithms.base import Prepared
+from plaudit.algorithms.feudal_text import FeudalText, manager_loss
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.rewards.normalise import without_updates
 from plaudit.rollout.text_action_values import TextActionValues
-from plaudit.rollout.text_rollout import collect_text
+from plaudit.rollout.text_rollout import Experience, collect_text
 from plaudit.rollout.trajectory import Trajectory
 from plaudit.training.align_job import AlignJob
 from plaudit.training.doctor import total_memory
@@ -75,13 +77,17 @@ def estimate_alignment(job: AlignJob) -> AlignEstimate:
             reference=job.reference,
             greedy_baselines=algorithm.needs_greedy,
         )
-        updating = time.perf_counter()
         trajectory = found.trajectory
+        # What feudal networks reckon before their steps is a pass of the manager over the states of all answers.
+        prepared = _manager_columns(job, found)
+        stepping = time.perf_counter()
         for part in job.text_policy.micro_batches(trajectory):
             _judged(job, trajectory.select(part)).backward()  # type: ignore[no-untyped-call]
+        if prepared is not None:
+            _manager_judged(job, prepared).backward()  # type: ignore[no-untyped-call]
     now = time.perf_counter()
     job.trained.zero_grad(set_to_none=True)
-    batch = updating - started + config.algorithm.passes * (now - updating)
+    batch = stepping - started + config.algorithm.passes * (now - stepping)
     parameters = list(job.trained.parameters())
     trainable = [each for each in parameters if each.requires_grad]
     held = parameters + list(job.reference.parameters())
@@ -117,6 +123,21 @@ def _judged(job: AlignJob, trajectory: Trajectory) -> torch.Tensor:
         return tables.logprobs.sum() + tables.action_values.sum()
     evaluation = job.text_policy.evaluate(trajectory)
     return evaluation.logprobs.sum() + evaluation.values.sum()
+
+
+def _manager_columns(job: AlignJob, found: Experience) -> Prepared | None:
+    """The batch with what a feudal network's manager learns from; None for other algorithms."""
+    if not isinstance(job.algorithm, FeudalText):
+        return None
+    return job.algorithm.prepare(found.trajectory, baselines=found.baselines)
+
+
+def _manager_judged(job: AlignJob, prepared: Prepared) -> torch.Tensor:
+    """The loss of the manager's step, which comes after each of the worker's."""
+    assert isinstance(job.algorithm, FeudalText)
+    algorithm, mask = job.algorithm, prepared.trajectory.mask
+    loss, _ = manager_loss(algorithm.policy.goals, prepared.columns, mask, config=algorithm.config)
+    return loss
 
 
 def replay_bytes(config: AlignConfig, vocabulary: int) -> int:

@@ -17,8 +17,10 @@ from plaudit.data.batching import Step, StepSchedule
 from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Demonstration
 from plaudit.models.aggregation import TokenSpans
+from plaudit.models.beside import files_of
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.states import unwrap
+from plaudit.models.steering import steering_beside
 from plaudit.training.compiling import compile_model
 from plaudit.training.estimates import Estimate, estimate_run
 from plaudit.training.folder import check_output, output_folder
@@ -232,7 +234,11 @@ def prepare(
 
     Returns:
         The trainer, the hash of the training records, and the counts by kind of record.
+
+    Raises:
+        ValueError: for a start that has styles or goals, and for records that cannot be read.
     """
+    _refuse_steering(config, model)
     split = read_training_demonstrations(config, train, held_out)
     processes = processes or Processes(device=pick_device(config.device))
     model = CausalLM.from_backbone(config.model) if model is None else model
@@ -292,6 +298,18 @@ def run_steps(trainer: SftTrainer, session: Session) -> str:
                 run.end_evaluation(trainer.evaluate(trainer.held_out), monitored="loss")
             run.save_if_due()
         return run.finished or "epochs"
+
+
+def _refuse_steering(config: SftConfig, model: CausalLM | None) -> None:
+    """Styles and goals bend the words that the states below them predict; trained without them, both would be lost."""
+    backbone = config.model.backbone
+    found = model.steering if model is not None else None if backbone is None else steering_beside(backbone)
+    if found is not None:
+        raise ValueError(
+            f"model.backbone: {backbone or 'the model'} has {found.kind} beside it, which fine-tuning does not know: "
+            "it would train the language model without them, and they would not fit it afterwards. To go on without "
+            f"them, copy the folder and leave out {files_of(found.kind)[0]}"
+        )
 
 
 def _tokenise(
