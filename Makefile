@@ -6,7 +6,7 @@
 #   make bench     all benchmarks (an hour and a half of one core), and their tables into docs/benchmarks.md
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
-#   make study-alignment  docs/studies/alignment.md anew (an hour and a half of one core; goes on where it was stopped)
+#   make study-alignment  docs/studies/alignment.md anew (three hours of one core; goes on where it was stopped)
 #   make study-families  docs/studies/families.md anew (an hour of one core; goes on where it was stopped)
 #   make docs      the manual, into site/
 
@@ -69,7 +69,7 @@ study-grouped: $(STAMP)
 	$(BIN)/python studies/grouped_vs_shuffled.py table
 
 study-alignment: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms ablations
+	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms critic families ablations
 	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run reward-models --seeds 0 1 2
 	$(BIN)/python studies/alignment.py table
 

@@ -62,18 +62,35 @@ def gold_at(run: Mapping[str, Any], kl: float, start: float) -> float | None:
     return None
 
 
-def row_of(name: str, runs: Runs) -> dict[str, Any]:
-    """What the table says of an arm, gold as the gain over the start of the same seed."""
+def gold_after(run: Mapping[str, Any], seconds: float, start: float) -> float | None:
+    """Gold reward after so much processor time, on straight lines through the windows of a run; None if it has no way.
+
+    A window's point is the mean of its iterations in both; the end of the run is its own point.
+    """
+    way = [(point["seconds"], point["gold"]) for point in run["path"] if "seconds" in point]
+    if len(way) < WINDOW:
+        return None
+    windows = [np.mean(way[start : start + WINDOW], 0) for start in range(0, len(way) - WINDOW + 1, WINDOW)]
+    points = [(0.0, start), *map(tuple, windows), (run["seconds"], run["end"]["gold"])]
+    return float(np.interp(seconds, *zip(*points, strict=True)))
+
+
+def row_of(name: str, runs: Runs, seconds: float = 0.0) -> dict[str, Any]:
+    """What the table says of an arm, gold as the gain over the start of the same seed; also after `seconds`."""
     starts = {seed: one["path"][0]["gold"] for seed, one in runs["best-of-n"].items()}
     own = {seed: one for seed, one in runs[name].items() if seed in starts}
     measured = "accuracy" in next(iter(own.values()))
     at = [g - starts[s] for s, one in own.items() if (g := gold_at(one, EQUAL_KL, starts[s])) is not None]
+    timed = [
+        g - starts[s] for s, one in own.items() if seconds and (g := gold_after(one, seconds, starts[s])) is not None
+    ]
     return {
         "name": name,
         "seeds": sorted(own),
         "gain": interval([one["end"]["gold"] - starts[seed] for seed, one in own.items()]),
         "kl": interval([one["end"]["kl"] for one in own.values()]),
         "gain_at_equal_kl": interval(at) if at else None,
+        "gain_at_equal_time": interval(timed) if timed else None,
         "seeds_that_come_so_far": len(at),
         "accuracy": interval([one["accuracy"] for one in own.values()]) if measured else None,
         "seconds": statistics.fmean([one.get("seconds", 0.0) for one in own.values()]),
@@ -86,16 +103,68 @@ def label_of(name: str) -> str:
     return ARMS[name].label
 
 
+def shown(pair: tuple[float, float] | None, sign: str = "+") -> str:
+    """A mean with half its interval; nothing where there is none."""
+    if pair is None:
+        return ""
+    return f"{pair[0]:{sign}.2f}" + ("" if math.isnan(pair[1]) else f" ± {pair[1]:.2f}")
+
+
+def family_table(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
+    """Every family at equal answers and at equal processor time, the largest gain first."""
+    head = ["", "seeds", "gain in gold, equal answers", "KL", "processor seconds", f"gain after {seconds:.0f} s"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in sorted(rows, key=lambda each: -each["gain"][0]):
+        cells = [label_of(row["name"]), str(len(row["seeds"])), shown(row["gain"]), shown(row["kl"], "")]
+        cells += [f"{row['seconds']:.0f}" if row["seconds"] else "", shown(row["gain_at_equal_time"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_families(runs: Runs, say: Callable[[str], object]) -> dict[str, Any]:
+    """The table of families into `families.md` between its marks, and the plot beside it."""
+    names = [name for name in ARMS if ARMS[name].part in ("algorithms", "families") and name in runs]
+    costs = [row["seconds"] for name in names if (row := row_of(name, runs))["seconds"]]
+    seconds = float(int(min(costs)))
+    rows = [row_of(name, runs, seconds) for name in ("best-of-n", *names)]
+    table = family_table(rows, seconds)
+    say(f"\n### families\n\n{table}")
+    mark, end = "<!-- table: world -->", "<!-- end of table -->"
+    page = PAGES / "families.md"
+    if page.exists() and mark in (text := page.read_text(encoding="utf-8")):
+        before, _, rest = text.partition(mark)
+        page.write_text(f"{before}{mark}\n\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    draw_families(rows, IMAGES / "families-world.png")
+    return {"equal_seconds": seconds, "rows": rows}
+
+
+def draw_families(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Gains at equal answers and at equal processor time, with intervals, the largest on top."""
+    figure, panel = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    ordered = sorted(rows, key=lambda each: each["gain"][0])
+    for key, label, shift, marker in (
+        ("gain", "equal answers", 0.12, "o"),
+        ("gain_at_equal_time", "equal processor time", -0.12, "s"),
+    ):
+        kept = [(place + shift, *row[key]) for place, row in enumerate(ordered) if row[key] is not None]
+        if not kept:
+            continue
+        places, means, halves = (np.array(column) for column in zip(*kept, strict=True))
+        panel.errorbar(means, places, xerr=np.nan_to_num(halves), fmt=marker, markersize=4, capsize=2, label=label)
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(ordered)), [label_of(row["name"]) for row in ordered], fontsize=8)
+    panel.set_xlabel("gain in gold reward, mean over seeds and 95 % interval")
+    panel.grid(alpha=0.25, axis="x")
+    panel.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
     """The rows as a table."""
     head = ["", "seeds", *(["held-out accuracy"] if accuracy else []), "gain in gold at the end", "KL at the end"]
     head += [f"gain at KL {EQUAL_KL:g}", "runs that come so far", "processor seconds a run"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-
-    def shown(pair: tuple[float, float] | None, sign: str = "+") -> str:
-        if pair is None:
-            return ""
-        return f"{pair[0]:{sign}.2f}" + ("" if math.isnan(pair[1]) else f" ± {pair[1]:.2f}")
 
     for row in rows:
         cells = [label_of(row["name"]), str(len(row["seeds"]))]
@@ -130,15 +199,63 @@ def frontier(runs: Runs, names: Sequence[str], path: Path) -> None:
     plt.close(figure)
 
 
-def foretold(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Spearman's ρ over reward models between mean accuracy and mean gain, at the end and at equal KL."""
+def foretold(rows: Sequence[Mapping[str, Any]], runs: Runs) -> dict[str, dict[str, float]]:
+    """Spearman's ρ between the held-out accuracy of a reward model and what a policy gains under it.
+
+    Returns:
+        `ρ`, `p` and `n`: over reward models (means over seeds) at the end and at equal KL; and over single runs, both
+        sides counted from the mean of their seed.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {
+        "gain": [(row["accuracy"][0], row["gain"][0]) for row in rows],
+        "gain_at_equal_kl": [
+            (row["accuracy"][0], row["gain_at_equal_kl"][0]) for row in rows if row["gain_at_equal_kl"] is not None
+        ],
+        "gain_of_single_runs": [],
+    }
+    names = [row["name"] for row in rows]
+    for seed in sorted({seed for name in names for seed in runs[name]}):
+        own = [runs[name][seed] for name in names if seed in runs[name]]
+        if len(own) > 1:
+            both = np.array([(one["accuracy"], one["end"]["gold"]) for one in own])
+            pairs["gain_of_single_runs"] += list(map(tuple, both - both.mean(0)))
     found = {}
-    for key in ("gain", "gain_at_equal_kl"):
-        kept = [row for row in rows if row[key] is not None]
+    for key, kept in pairs.items():
         if len(kept) > 2:
-            result = spearmanr([row["accuracy"][0] for row in kept], [row[key][0] for row in kept])
-            found[key] = float(result.statistic)
+            result = spearmanr(*zip(*kept, strict=True))
+            found[key] = {"rho": float(result.statistic), "p": float(result.pvalue), "n": len(kept)}
     return found
+
+
+def critics(runs: Runs) -> dict[str, dict[str, list[float]]]:
+    """Of the arms with a critic, by iteration and as means over seeds: value, return, explained variance, length."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in ("ppo", "ppo-zero", "ppo-zero-warmup", "ppo-warmup", "ppo-lambda1"):
+        ways = [one["path"] for one in runs.get(name, {}).values() if "value" in one["path"][0]]
+        for key in ("value", "return", "explained", "length"):
+            if ways:
+                table = [[point[key] for point in way] for way in ways]
+                found.setdefault(name, {})[key] = [round(float(mean), 3) for mean in np.mean(table, 0)]
+    return found
+
+
+def draw_critics(found: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """What the critic says beside what comes, and how long answers grow, by iteration."""
+    figure, (values, lengths) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    for number, (name, table) in enumerate(found.items()):
+        steps = range(1, len(table["value"]) + 1)
+        values.plot(steps, table["value"], color=colours[number], label=label_of(name))
+        lengths.plot(steps, table["length"], color=colours[number])
+    if found:
+        values.plot(steps, next(iter(found.values()))["return"], "k:", label="mean return, first row")
+        values.legend(fontsize=7)
+    values.set(xlabel="iteration", ylabel="mean value")
+    lengths.set(xlabel="iteration", ylabel="tokens an answer")
+    for panel in (values, lengths):
+        panel.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def write_report(output: Path, say: Callable[[str], object] = print) -> None:
@@ -153,6 +270,7 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
     }
     parts = {
         "algorithms": [name for name in ARMS if ARMS[name].part == "algorithms"],
+        "critic": ["ppo", *(name for name in ARMS if ARMS[name].part == "critic"), "ppo-loo"],
         "ablations": ["ppo", "ppo-loo", *(name for name in ARMS if ARMS[name].part == "ablations")],
         "reward-models": ["ppo-loo", *(name for name in ARMS if ARMS[name].part == "reward-models")],
     }
@@ -165,7 +283,10 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
         described[part] = rows
         frontier(runs, present, IMAGES / f"alignment-{part}.png")
         if part == "reward-models":
-            described["accuracy_foretells"] = foretold(rows)
-            say(f"\nSpearman's ρ between accuracy and gain over {len(rows)} reward models: {foretold(rows)}")
+            described["accuracy_foretells"] = foretold(rows, runs)
+            say(f"\nSpearman's ρ between accuracy and gain: {described['accuracy_foretells']}")
             say(f"the first row's reward model: {REWARD_MODELS['pairs'][0]}")
+    described["critic_by_iteration"] = critics(runs)
+    draw_critics(described["critic_by_iteration"], IMAGES / "alignment-critic.png")
+    described["families"] = write_families(runs, say)
     (PAGES / "alignment.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
