@@ -334,12 +334,12 @@ def gold_of(prompts: list[str], completions: list[str], **columns: object) -> li
 
 
 def jobs(parts: Sequence[str], seeds: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[str, int, float]]:
-    """Every run that is asked for, seed by seed."""
+    """Every run that is asked for, seed by seed, in the order in which it was; best of n with a part, or by its name."""
+    wanted = [name for part in parts for name, arm in ARMS.items() if part in (arm.part, name)]
     for seed in seeds:
-        yield "best-of-n", seed, 0.0
-        for name, arm in ARMS.items():
-            if arm.part in parts or name in parts:
-                yield from ((name, seed, rate) for rate in rates)
+        if "best-of-n" in parts or len(wanted) > len(parts):
+            yield "best-of-n", seed, 0.0
+        yield from ((name, seed, rate) for name in dict.fromkeys(wanted) for rate in rates)
 
 
 def run_all(output: Path, parts: Sequence[str], seeds: Sequence[int], rates: Sequence[float], minutes: float) -> None:

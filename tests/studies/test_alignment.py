@@ -29,6 +29,15 @@ def test_every_arm_is_a_configuration_with_as_many_answers_and_steps():
         assert arm.reward in alignment.REWARD_MODELS
 
 
+def test_runs_come_in_the_order_in_which_they_were_asked_for():
+    named = [name for name, _, _ in alignment.jobs(["rloo", "ppo", "rloo"], [0], [1e-3])]
+    assert named == ["rloo", "ppo"]
+    both = list(alignment.jobs(["grpo", "ablations"], [0, 1], [1e-3]))
+    assert [name for name, _, _ in both[:2]] == ["best-of-n", "grpo"]
+    assert {name for name, _, _ in both} == {"best-of-n", "grpo", "no-kl", "no-whitening", "no-critic"}
+    assert {(seed, rate) for name, seed, rate in both if name == "grpo"} == {(0, 1e-3), (1, 1e-3)}
+
+
 def test_fewer_completions_keep_the_order():
     record = Comparison(prompt="p", completions=("a", "b", "c", "d"), judgement=Ranking(((2,), (0, 3), (1,))))
     assert alignment.fewer(record, 3).judgement == Ranking(((2,), (0,), (1,)))
