@@ -334,7 +334,7 @@ def gold_of(prompts: list[str], completions: list[str], **columns: object) -> li
 
 
 def jobs(parts: Sequence[str], seeds: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[str, int, float]]:
-    """Every run that is asked for, seed by seed, in the order in which it was; best of n with a part, or by its name."""
+    """Every run that is asked for, seed by seed, in the order of asking; best of n with a part, or by its name."""
     wanted = [name for part in parts for name, arm in ARMS.items() if part in (arm.part, name)]
     for seed in seeds:
         if "best-of-n" in parts or len(wanted) > len(parts):

@@ -1,5 +1,6 @@
 """The study of alignment: arms that the configuration takes, tables by hand, and a report of made-up runs."""
 
+import fcntl
 import json
 
 import alignment
@@ -36,6 +37,17 @@ def test_runs_come_in_the_order_in_which_they_were_asked_for():
     assert [name for name, _, _ in both[:2]] == ["best-of-n", "grpo"]
     assert {name for name, _, _ in both} == {"best-of-n", "grpo", "no-kl", "no-whitening", "no-critic"}
     assert {(seed, rate) for name, seed, rate in both if name == "grpo"} == {(0, 1e-3), (1, 1e-3)}
+
+
+def test_a_folder_is_made_by_one_at_a_time_and_a_file_is_whole(tmp_path):
+    folder = tmp_path / "worlds" / "3"
+    lock = folder.with_name("3.lock")
+    with alignment.alone(folder), lock.open("w") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    alignment.write_json(folder / "a.json", {"b": 1})
+    assert [file.name for file in folder.iterdir()] == ["a.json"]
 
 
 def test_fewer_completions_keep_the_order():
