@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frozen import States, fitted_scores
+from frozen import LEARNED, States, fitted_scores
+from pooling import learned_scores
 from reward_tables import write_table
 
 from plaudit.configs.reward import RewardTrainingConfig
@@ -87,8 +88,12 @@ MIDDLE: dict[str, Any] = {"model": {"read_layers": (4, 5)}}
 ONE_FACTOR: dict[str, dict[str, Any]] = {
     "prompt tokens too": {"model": {"aggregate_over": "text"}},
     "sum": {"model": {"aggregation": "sum"}},
+    "discounted sum": {"model": {"aggregation": "discounted_sum"}},
     "last token": {"model": {"aggregation": "last"}},
+    "learned weighted sum": {"model": {"aggregation": "weighted_sum"}},
+    "attention": {"model": {"aggregation": "attention"}},
     "centred .01": {"centring": 0.01},
+    "centred .1": {"centring": 0.1},
     "embeddings alone": {"model": {"read_layers": (0,)}},
     "layer 4 alone": {"model": {"read_layers": (4,)}},
     "layer 5 alone": {"model": {"read_layers": (5,)}},
@@ -102,29 +107,40 @@ FROZEN: dict[str, dict[str, Any]] = {
 by side, and one factor at a time of that."""
 
 
-SCRATCH: dict[str, dict[str, Any]] = {
-    "pairwise, small decoder from scratch": {
-        "loss": "pairwise",
-        "epochs": 3.0,
-        "optimizer": {"learning_rate": 1e-3},
-        "model": {
-            "backbone": None,
-            "model_type": "llama",
-            "backbone_config": {
-                "hidden_size": 96,
-                "intermediate_size": 256,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 2048,
-            },
-            "tokenizer": TRAINED,
-            "template": "auto",
-            "attn_implementation": "auto",
-            "max_length": 2048,
+DECODER: dict[str, Any] = {
+    "epochs": 3.0,
+    "optimizer": {"learning_rate": 1e-3},
+    "model": {
+        "backbone": None,
+        "model_type": "llama",
+        "backbone_config": {
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 2048,
         },
-    }
+        "tokenizer": TRAINED,
+        "template": "auto",
+        "attn_implementation": "auto",
+        "max_length": 2048,
+    },
 }
 """A decoder that has read nothing but the training folds, its tokenizer neither: any language, any length."""
+SCRATCH: dict[str, dict[str, Any]] = {
+    f"{name}, small decoder from scratch": merged(DECODER, change)
+    for name, change in {
+        **LOSSES,
+        "pairwise, last token": merged(LOSSES["pairwise"], ONE_FACTOR["last token"]),
+        "pairwise, centred .01": CENTRED["pairwise, centred .01"],
+        "pairwise, one epoch": {"epochs": 1.0},
+    }.items()
+}
+"""It with every loss, and one factor at a time of all pairs."""
+
+
+ON_CUDA: dict[str, Any] = {"tokens_per_micro_batch": 65536, "model": {"attn_implementation": "padded"}}
+"""The same step in one piece and in plain rows: with so small a model most of the time goes into starting kernels."""
 
 
 @dataclass(frozen=True)
@@ -196,17 +212,21 @@ def run(arguments: argparse.Namespace) -> None:
                 file = score_file(arguments, name, seed, fold)
                 if file.exists() or (arguments.folds and fold not in arguments.folds):
                     continue
-                started = time.perf_counter()
+                started = time.process_time()
                 if arguments.frozen:
                     # A convex fit with a ridge cannot be too sure of what it learned by heart.
                     variant = {**FROZEN[name], "label_smoothing": 0.0}
                     settings = settings_of(study, variant, arguments.backbone, seed)
                     states = states or States(settings, records, arguments.output / f"{arguments.name}-states.pt")
-                    scores = fitted_scores(states, settings, train, test)
+                    learned = settings["model"]["aggregation"] in LEARNED
+                    scores = (learned_scores if learned else fitted_scores)(states, settings, train, test)
                 else:
                     settings = settings_of(study, study.variants[name], arguments.backbone, seed)
+                    settings = merged(
+                        settings, {"device": arguments.device}, ON_CUDA if arguments.device == "cuda" else {}
+                    )
                     scores = train_and_score(settings, train, test, file.with_suffix(""))
-                seconds = time.perf_counter() - started
+                seconds = time.process_time() - started
                 file.write_text(json.dumps({"seconds": seconds, "scores": scores}))
                 print(f"{name}, seed {seed}, fold {fold}: {len(train)} + {len(test)} in {seconds:.0f} s", flush=True)
 
@@ -304,10 +324,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", help="only these")
     parser.add_argument("--folds", nargs="*", type=int, help="only these")
     parser.add_argument("--by", choices=("prompt", "group"), help="table: what is drawn together in the intervals")
+    parser.add_argument("--device", default="auto", help="run: where a model is trained; auto, cpu or cuda")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     arguments = parser.parse_args()
     if arguments.backbone is None and arguments.action == "run":
-        arguments.backbone = minilm()
+        scratch = not arguments.frozen and set(arguments.variants or STUDIES[arguments.name].variants) <= set(SCRATCH)
+        arguments.backbone = "unused" if scratch else minilm()
     {"run": run, "table": table}[arguments.action](arguments)
 
 

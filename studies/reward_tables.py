@@ -71,7 +71,9 @@ def write_table(label: str, command: str, evaluations: Sequence[Any], seconds: d
 
 def against_all_pairs(evaluations: Sequence[Any]) -> list[dict[str, Any]]:
     """Print each model beside the one trained on all pairs, and its distance from chance in standard errors."""
-    reference = next((one.name for one in evaluations if one.name.startswith("pairwise, seed")), None)
+    names = [one.name for one in evaluations]
+    plain = ("pairwise, seed", "pairwise, small decoder from scratch, seed")
+    reference = next((name for start in plain for name in names if name.startswith(start)), None)
     if reference is None:
         return []
     lines = [
