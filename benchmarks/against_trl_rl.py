@@ -1,13 +1,13 @@
 """Against TRL's `RLOOTrainer` and `GRPOTrainer`: one iteration of alignment, phase by phase.
 
-    python benchmarks/against_trl_rl.py [ALGORITHM …] [--iterations 5] [--data FOLDER]
+    python benchmarks/against_trl_rl.py [ALGORITHM …] [--iterations 5] [--device cpu] [--size 7m] [--data FOLDER]
 
 Both start from the same saved policy and reward model, answer 8 prompts of 125 tokens 8 times with up to 64 tokens, and
 take one optimizer step on the 64 answers, with the same divergence from the same reference. Each runs in a process of
-its own, one iteration in turn, on one thread; times are the processor's. The random policy hardly ever writes its end
-token, and the benchmark fails if the numbers of sampled tokens differ by more than 2 %. Before that both make
-rewards, advantages, loss and gradient of the same answers, by a policy that has left the reference, and the benchmark
-fails where loss or gradient differ by more than rounding.
+its own, one iteration in turn, on one thread; times are the processor's, on a GPU those on the wall. The random policy
+hardly ever writes its end token, and the benchmark fails if the numbers of sampled tokens differ by more than 2 %.
+Before that both make rewards, advantages, loss and gradient of the same answers, by a policy that has left the
+reference, and the benchmark fails where loss or gradient differ by more than rounding.
 """
 
 import argparse
@@ -25,9 +25,10 @@ from agreement_rl import agreement
 from common import ROOT, median_ratio, save, table
 from flops import attended_pairs
 from lockstep import Worker, take_turns
-from peers import TRL, trl_python
+from peers import trl_python, trl_version
 from work_plaudit_rl import align_config
 from workloads import CACHE, DATA, FILES, LLAMA_7M, VOCABULARY, tokenizer_folder
+from workloads import SIZES as DECODERS
 
 from plaudit.configs.model import RewardModelConfig
 from plaudit.configs.sft import LanguageModelConfig
@@ -47,7 +48,9 @@ AGREEMENT = {"advantages": 1e-4, "loss": 1e-6, "gradient": 1e-4}
 """How far the two may differ on the same answers, see `agreement_rl.agreement`."""
 
 
-def prepare(iterations: int, data: Path, *, sizes: dict[str, Any] | None = None, cache: Path = CACHE) -> Path:
+def prepare(
+    iterations: int, data: Path, *, sizes: dict[str, Any] | None = None, device: str = "cpu", cache: Path = CACHE
+) -> Path:
     """Write the folder that both workers read: `model/`, `reward/`, `settings.json` with the prompts as text."""
     folder = cache / "rl"
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,7 +63,7 @@ def prepare(iterations: int, data: Path, *, sizes: dict[str, Any] | None = None,
         folder / "reward"
     )
     texts = prompts_of(policy, data, iterations * SIZES["prompts"])
-    settings = SIZES | {"iterations": iterations, "texts": texts}
+    settings = SIZES | {"iterations": iterations, "texts": texts, "device": device}
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder
 
@@ -84,13 +87,13 @@ def prompts_of(policy: CausalLM, data: Path, count: int) -> list[str]:
     raise SystemExit(f"{data}: {len(found)} prompts of {PROMPT_TOKENS} tokens, {count} wanted")
 
 
-def measure(algorithm: str, iterations: int, data: Path) -> dict[str, Any]:
+def measure(algorithm: str, iterations: int, data: Path, *, device: str = "cpu", size: str = "7m") -> dict[str, Any]:
     """One warm-up iteration and `iterations` measured ones of each side.
 
     Raises:
         RuntimeError: if the two did not sample equally many tokens; then the times mean nothing.
     """
-    folder = prepare(iterations + 1, data)
+    folder = prepare(iterations + 1, data, sizes=DECODERS[size], device=device)
     agreed = compare(folder, algorithm)
 
     def start(name: str) -> Worker:
@@ -104,6 +107,9 @@ def measure(algorithm: str, iterations: int, data: Path) -> dict[str, Any]:
         raise RuntimeError(f"{algorithm}: the two sides did not sample equally many tokens: {tokens}")
     return {
         "algorithm": algorithm,
+        "device": device,
+        "size": size,
+        "clock": "processor_seconds" if device == "cpu" else "seconds",
         "seconds": {name: worker.times for name, worker in workers.items()},
         "processor_seconds": {name: worker.processor_times for name, worker in workers.items()},
         "phases": {name: worker.result["phases"][1:] for name, worker in workers.items()},
@@ -130,10 +136,16 @@ def compare(folder: Path, algorithm: str) -> dict[str, float]:
     return found
 
 
+def clocked(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of every measured iteration, by the clock that the result goes by."""
+    seconds: dict[str, list[float]] = found[found.get("clock", "processor_seconds")]
+    return seconds
+
+
 def phase_seconds(found: dict[str, Any], name: str) -> dict[str, list[float]]:
     """Seconds of every measured iteration by phase; the update is what is left, logging and the data included."""
     known = {phase: [each.get(phase, 0.0) for each in found["phases"][name]] for phase in PHASES[:-1]}
-    whole = found["processor_seconds"][name]
+    whole = clocked(found)[name]
     return known | {"update": [total - sum(rest) for total, *rest in zip(whole, *known.values(), strict=True)]}
 
 
@@ -142,7 +154,7 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for found in results:
         trl, ours = phase_seconds(found, "trl"), phase_seconds(found, "plaudit")
-        whole = {name: found["processor_seconds"][name] for name in ("trl", "plaudit")}
+        whole = {name: clocked(found)[name] for name in ("trl", "plaudit")}
         for name, seconds in (("trl", trl), ("plaudit", ours)):
             scored = zip(whole[name], seconds["scoring"], strict=True)
             seconds["iteration without scoring"] = [total - scoring for total, scoring in scored]
@@ -204,15 +216,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help=", ".join(ALGORITHMS))
     parser.add_argument("--iterations", type=int, default=5, help="measured iterations of each")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both train")
+    parser.add_argument("--size", default="7m", choices=tuple(DECODERS), help="of policy and reward model")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
     parser.add_argument("--save-as", default="against_trl_rl", help="start of names in results; empty: not saved")
     arguments = parser.parse_args()
     for name in arguments.algorithms or ALGORITHMS:
-        found = measure(name, arguments.iterations, arguments.data)
+        found = measure(name, arguments.iterations, arguments.data, device=arguments.device, size=arguments.size)
         print(table(rows([found])), flush=True)
         if arguments.save_as:
             command = f"python benchmarks/against_trl_rl.py {name} --iterations {arguments.iterations}"
-            print(save(f"{arguments.save_as}-{name}", command, [found], peer=f"trl {TRL}").relative_to(ROOT))
+            command += f" --device {arguments.device} --size {arguments.size}" * (arguments.device != "cpu")
+            print(save(f"{arguments.save_as}-{name}", command, [found], peer=f"trl {trl_version()}").relative_to(ROOT))
 
 
 if __name__ == "__main__":

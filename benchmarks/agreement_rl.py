@@ -39,7 +39,7 @@ def agreement(folder: Path, kept_file: Path, config: AlignConfig) -> dict[str, f
         where both have TRL's rewards: differences over the largest entry, that of the loss as it is, since without a
         divergence in it the loss is 0 up to rounding.
     """
-    kept = torch.load(kept_file, weights_only=True)
+    kept = torch.load(kept_file, weights_only=True, map_location="cpu")
     model = CausalLM.from_pretrained(folder / "model").eval()
     reference = ReferencePolicy(model)
     move_weights(model.model)

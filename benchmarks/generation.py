@@ -3,6 +3,7 @@
     python benchmarks/generation.py                     # the grid: K 1, 8; prompts of 16, 128, 512; 16, 128 new tokens
     python benchmarks/generation.py 8-125-64            # one row: 8 samples, prompts of 125 tokens, 64 new tokens
     python benchmarks/generation.py --clock processor   # on a machine that others use: seconds of the processor
+    python benchmarks/generation.py 8-125-64 --device cuda --size 100m --save-as generation_gpu
 
 Both sample at temperature 1 from the same weights, without an end token, so that both make the same number of tokens.
 The two take turns; the figures are medians over `--repeats` turns, the ratio that of what was measured side by side.
@@ -35,10 +36,17 @@ CELLS = {"-".join(map(str, cell)): cell for cell in (HEADLINE, *GRID)}
 """Every row of the table by the end of its file's name."""
 
 
-def build_model() -> LlamaForCausalLM:
-    """7.2 million weights: 6 layers of 256, 8 heads, a vocabulary of 8,192 tied to the head."""
+SIZES = {
+    "7m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8},
+    "100m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+"""Decoders by name, with a vocabulary of 8,192 tied to the head: 7.2 and 91 million weights."""
+
+
+def build_model(size: str = "7m") -> LlamaForCausalLM:
+    """A Llama of random weights, the same at every call."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8}
+    sizes = SIZES[size]
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, **sizes
     )
@@ -57,7 +65,7 @@ def contenders(
 ) -> dict[str, Callable[[], int]]:
     """The two ways to make `prompts * samples * new` tokens; each returns how many it made."""
     ids = torch.randint(3, VOCABULARY, (prompts, length), generator=torch.Generator().manual_seed(length))
-    lists = ids.tolist()
+    lists, ids = ids.tolist(), ids.to(plain.device)
     sampling = SamplingConfig(max_new_tokens=new)
 
     def plaudit() -> int:
@@ -104,13 +112,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="prompts in one call")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both generate")
+    parser.add_argument("--size", default="7m", choices=tuple(SIZES), help="of the model")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="whose seconds count")
     parser.add_argument("--save-as", default="generation", help="start of names in results; empty: not saved")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "processor" else time.perf_counter
-    plain, tokenizer = build_model(), build_tokenizer()
-    ours = CausalLM(build_model(), tokenizer).eval()
+    plain, tokenizer = build_model(arguments.size).to(arguments.device), build_tokenizer()  # type: ignore[arg-type]
+    ours = CausalLM(build_model(arguments.size), tokenizer).to(arguments.device).eval()
     assert ours.model.config._attn_implementation == PACKED_ATTENTION  # type: ignore[union-attr]
     for name in arguments.cells or CELLS:
         samples, length, new = CELLS[name]
@@ -118,11 +128,14 @@ def main() -> None:
         seconds = alternate(ways, arguments.repeats, clock=clock)
         tokens = arguments.prompts * samples * new
         found: dict[str, Any] = {"samples": samples, "prompt": length, "new": new, "prompts": arguments.prompts}
+        found |= {"device": arguments.device, "size": arguments.size}
         found |= {way: tokens / statistics.median(each) for way, each in seconds.items()}
         found |= {"ratio": median_ratio(seconds["transformers"], seconds["plaudit"]), "seconds": seconds}
         print("   ".join(f"{column} {value:,.2f}" for column, value in rows([found])[0].items()), flush=True)
         if arguments.save_as:
             command = f"python benchmarks/generation.py {name} --repeats {arguments.repeats} --clock {arguments.clock}"
+            if arguments.device != "cpu":
+                command += f" --device {arguments.device} --size {arguments.size}"
             print(save(f"{arguments.save_as}-{name}", command, [found]).relative_to(ROOT), flush=True)
 
 

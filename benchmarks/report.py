@@ -14,12 +14,14 @@ from typing import Any
 import against_limit
 import against_trl
 import against_trl_rl
+import attention_gpu
 import compiled
 import generation
 import gpu
 import growth
 import quick
 import scoring
+import syncs
 import threads
 from common import ROOT, load, table
 from workloads import WORKLOADS
@@ -60,11 +62,21 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[Any]], str]]] = {
     ),
     "compiled": (files("compiled", compiled.CHOSEN), lambda results: table(compiled.rows(results))),
     "against the limit on a gpu": (("gpu",), lambda results: table(against_limit.rows(results, gpu.GOAL))),
+    "attention on a gpu": (("attention_gpu",), lambda results: table(attention_gpu.rows(results))),
+    "waits on a gpu": (("syncs",), lambda results: table(syncs.rows(results))),
     "growth": (files("growth", growth.SWEEPS), growth_tables),
     "scoring": (files("scoring", scoring.SETS), lambda results: table(scoring.rows(results))),
     "generation": (files("generation", generation.CELLS), lambda results: table(generation.rows(results))),
     "against trl rl": (
         files("against_trl_rl", against_trl_rl.ALGORITHMS),
+        lambda results: table(against_trl_rl.rows(results)),
+    ),
+    "generation on a gpu": (
+        files("generation_gpu", generation.CELLS),
+        lambda results: table(generation.rows(results)),
+    ),
+    "against trl rl on a gpu": (
+        files("against_trl_rl_gpu", against_trl_rl.ALGORITHMS),
         lambda results: table(against_trl_rl.rows(results)),
     ),
     "agreement rl": (

@@ -24,6 +24,7 @@ def align_config(folder: Path, algorithm: str) -> AlignConfig:
     return AlignConfig.model_validate(
         {
             "model": {"backbone": str(folder / "model"), "template": "raw"},
+            "device": settings["device"],
             "algorithm": {"name": algorithm, "kl_coefficient": settings["kl_coefficient"], **clip},
             "missing_end_penalty": 0.0,
             "prompts_per_iteration": settings["prompts"],
@@ -48,7 +49,7 @@ def align_config(folder: Path, algorithm: str) -> AlignConfig:
 def main(folder: Path, algorithm: str) -> None:
     """Train once through all iterations of the folder."""
     settings, config = json.loads((folder / "settings.json").read_text()), align_config(folder, algorithm)
-    phases = Phases()
+    phases = Phases(device=settings["device"])
     sample = text_rollout.sample_answers
 
     def counted(*args: object, **kwargs: object) -> tuple[GenerationResult, list[object]]:

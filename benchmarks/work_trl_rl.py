@@ -50,11 +50,11 @@ def main(folder: Path, algorithm: str, keep: Path | None = None) -> None:
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=settings["device"] == "cpu",
         dataloader_pin_memory=False,
         **more,
     )
-    phases = Phases()
+    phases = Phases(device=settings["device"])
     kept: dict[str, Any] = {}
 
     class Timed(trainer_class):  # type: ignore[misc, valid-type]

@@ -44,6 +44,16 @@ LLAMA_7M: dict[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 2048,
 }
+LLAMA_100M: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "max_position_embeddings": 2048,
+}
+SIZES = {"7m": LLAMA_7M, "100m": LLAMA_100M}
+"""Decoders by name; the larger one (98 million weights) gives a GPU something to do."""
 LEARNING_RATE, SEED = 1e-5, 0
 
 

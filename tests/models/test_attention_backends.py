@@ -162,6 +162,23 @@ def test_varlen_lays_out_what_the_kernels_expect(
     assert_equal_outcomes("varlen", layout, tensors(layout.num_tokens), window=window)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_varlen_hands_torch_2_11_what_its_kernels_take(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+
+    def forward(q, k, v, q_ends, k_ends, max_q, max_k, causal, scale, window):  # type: ignore[no-untyped-def]
+        return forward_kernel(q, k, v, q_ends, k_ends, max_q, max_k, causal, scale, window, True)
+
+    def public(q, k, v, q_ends, k_ends, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
+        return loop_attention(q, k, v, q_ends, k_ends, window_size, scale)[0]
+
+    monkeypatch.setattr(attention_varlen, "_arguments_of_operator", lambda: ("query", "window_size"))
+    monkeypatch.setattr(attention_varlen, "_kernels", lambda: (forward, backward_kernel))
+    monkeypatch.setattr(varlen, "varlen_attn", public)
+    layout = layout_of(SHAPES)
+    assert_equal_outcomes("varlen", layout, tensors(layout.num_tokens), window=window)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 3])
 def test_flash_attn_lays_out_what_the_package_expects(
@@ -183,10 +200,12 @@ def test_kernels_of_torch_have_the_arguments_that_are_passed() -> None:
     forward, backward = (kernel._opoverload._schema if hasattr(kernel, "_opoverload") else kernel.default._schema
                          for kernel in attention_varlen._kernels())  # fmt: skip
     names = [argument.name for argument in forward.arguments]
-    assert names[:11] == [
+    assert names[:10] == [
         *("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"),
-        *("is_causal", "scale", "window_size", "enable_gqa"),
+        *("is_causal", "scale", "window_size"),
     ]
+    # torch 2.10 and 2.11 end here.
+    assert names[10:11] in ([], ["enable_gqa"])
     names = [argument.name for argument in backward.arguments]
     assert names == [
         *("grad_out", "query", "key", "value", "out", "lse", "cu_seq_q", "cu_seq_k", "max_q", "max_k"),
@@ -298,7 +317,12 @@ def test_the_order_on_cuda(
     monkeypatch.setattr(attention_backends, "self_test", lambda name, *others: "broken" if name in broken else None)
     stand_in: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 27, 64))
     asked = replace(PLAIN, **options)
-    assert pick_backend(PackedAttention(layout_of(SHAPES)), stand_in, stand_in, stand_in, asked) == wanted
+    layout = layout_of(SHAPES)
+    # A short row is not worth compiling for.
+    picked = pick_backend(PackedAttention(layout), stand_in, stand_in, stand_in, asked)
+    assert picked == ("blocks" if wanted == "flex" else wanted)
+    monkeypatch.setattr(attention_backends, "WORTH_COMPILING", layout.num_tokens)
+    assert pick_backend(PackedAttention(layout), stand_in, stand_in, stand_in, asked) == wanted
 
 
 def test_the_self_test_passes_what_is_right_and_logs_what_is_not(

@@ -34,6 +34,9 @@ CUDA_ORDER = ("varlen", "flash_attn", "flex", "blocks")
 
 _HALF = (torch.bfloat16, torch.float16)
 
+WORTH_COMPILING = 4096
+"""Tokens of a row from which `flex` may be chosen: its kernels are compiled first, for about a minute."""
+
 
 def require_backend(name: str) -> None:
     """Refuse a name that no backend has.
@@ -116,6 +119,8 @@ def pick_backend(
     if attention.backend == "auto":
         for name in CUDA_ORDER[:-1]:
             if missing_part(name, query.device) or unsupported(name, query, key, value, options):
+                continue
+            if name == "flex" and attention.layout.num_tokens < WORTH_COMPILING:
                 continue
             active = attention.active_window(options.window) is not None
             if self_test(name, query.device, query.dtype, query.shape[-1], active) is None:

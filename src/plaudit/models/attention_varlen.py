@@ -5,7 +5,9 @@ with the `flash_attn` package: each completion's keys are `[what can be seen of 
 queries stand at the end of them, as these kernels align causal masks.
 """
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +79,20 @@ def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return torch.ops.torch_attn._varlen_attn, torch.ops.torch_attn._varlen_attn_backward
 
 
+@cache
+def _grouped(arguments: tuple[str, ...]) -> dict[str, bool]:
+    """What lets fewer heads of keys through: torch 2.10 and 2.11 have no such argument, their kernel takes them."""
+    return {"enable_gqa": True} if "enable_gqa" in arguments else {}
+
+
+@cache
+def _arguments_of_operator() -> tuple[str, ...]:
+    # The module defines the operator.
+    import torch.nn.attention.varlen
+
+    return tuple(argument.name for argument in torch.ops.torch_attn._varlen_attn.default._schema.arguments)
+
+
 def _gather(tensor: Tensor, rows: Tensor, whole: bool) -> Tensor:
     return tensor.contiguous() if whole else tensor.index_select(0, rows)
 
@@ -95,9 +111,8 @@ def _forward(
     q = _gather(query, index.query_rows, sequences.whole)
     k, v = (_gather(t, index.key_rows, sequences.whole) for t in (key, value))
     window = [-1, 0] if causal else [-1, -1]
-    out, lse, _ = _kernels()[0](
-        q, k, v, index.query_ends, index.key_ends, *sequences.longest, causal, scaling, window, True
-    )
+    options = (causal, scaling, window, *_grouped(_arguments_of_operator()).values())
+    out, lse, _ = _kernels()[0](q, k, v, index.query_ends, index.key_ends, *sequences.longest, *options)
     lse = lse.transpose(0, 1).contiguous()
     if into is None:
         return out, lse
@@ -171,10 +186,12 @@ def varlen_backend(
         return cascade_attention(query, key, value, attention, VARLEN_KERNEL, scaling=options.scaling)
     sides = (window - 1, 0 if attention.layout.causal else window - 1)
 
+    grouped = _grouped(tuple(inspect.signature(varlen_attn).parameters))
+
     def attend(q: Tensor, k: Tensor, v: Tensor, sequences: ExpandedSequences) -> Tensor:
         _, *ends = sequences
         kernel: Any = varlen_attn
-        result: Tensor = kernel(q, k, v, *ends, scale=options.scaling, window_size=sides, enable_gqa=True)
+        result: Tensor = kernel(q, k, v, *ends, scale=options.scaling, window_size=sides, **grouped)
         return result
 
     return expanded_attention(query, key, value, attention, attend, window=window)
