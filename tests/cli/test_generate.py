@@ -47,6 +47,10 @@ def test_generate(
         (["--samples", "0"], "plaudit: --samples: must be at least 1, not 0"),
         (["--dtype", "int3"], "plaudit: dtype 'int3': use one of"),
         (["--input", "b"], "plaudit: give --prompt or --input, not both"),
+        (
+            ["--endpoint", "text"],
+            "plaudit: --endpoint and --one-answer-a-request say how a server is asked: give --server",
+        ),
     ],
 )
 def test_faults_of_options_are_one_line_each(

@@ -110,6 +110,7 @@ def test_a_run_goes_on_where_it_stopped_and_only_with_the_same_rewards(
         (("--reward", "lenght_penalty=1"), "did you mean length_penalty?"),
         (("--reward", "repetition", "--reward", "repetition"), "given twice"),
         (("--reward", "repetition", "--probabilities"), "needs a reward model"),
+        (("--reward", "repetition", "--dtype", "bfloat16"), "say how MODEL is opened"),
     ],
 )
 def test_what_cannot_be(words: tuple[str, ...], message: str, rows: str, capsys: pytest.CaptureFixture[str]) -> None:

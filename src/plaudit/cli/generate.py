@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import Parameter
 
@@ -113,22 +113,32 @@ def generate(
             raise ValueError("--logprobs: a server's are not of the tokens that Plaudit would score; leave it out")
         answer = _by_server(server, model, endpoint=endpoint, several=not one_answer_a_request, options=options)
     else:
+        if endpoint != "chat" or one_answer_a_request:
+            raise ValueError("--endpoint and --one-answer-a-request say how a server is asked: give --server too")
         options["logprobs"] = logprobs
         answer = _by_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, options=options)
+    lines = _lines(answer, prompt, input)
+    if output is None:
+        _write(lines, sys.stdout)
+        return
+    with output.open("w", encoding="utf-8") as target:
+        _write(lines, target)
+
+
+def _lines(answer: "Answer", prompt: str | None, source: Path | None) -> Iterator[str]:
+    """The answers to one prompt as they are, or to prompts of a file (or the standard input) as JSON Lines."""
     from plaudit.rollout.answering import read_prompts
 
     if prompt is not None:
-        lines = (text for row in answer([{"prompt": prompt}]) for text in row["completions"])
-    else:
-        source = input.open(encoding="utf-8") if input is not None else sys.stdin
-        rows = read_prompts(source, str(input or "standard input"))
-        lines = (json.dumps(row, ensure_ascii=False) for row in answer(rows))
-    target = output.open("w", encoding="utf-8") if output is not None else sys.stdout
+        return (text for row in answer([{"prompt": prompt}]) for text in row["completions"])
+    rows = read_prompts(sys.stdin if source is None else source.open(encoding="utf-8"), str(source or "standard input"))
+    return (json.dumps(row, ensure_ascii=False) for row in answer(rows))
+
+
+def _write(lines: Iterator[str], target: TextIO) -> None:
     for line in lines:
         target.write(line + "\n")
         target.flush()
-    if output is not None:
-        target.close()
 
 
 Answer = Callable[[Any], Iterator[dict[str, Any]]]

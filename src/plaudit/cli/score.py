@@ -76,6 +76,8 @@ def score(
         raise ValueError("nothing to score with: plaudit score MODEL, or --reward RULE")
     if model is None and probabilities:
         raise ValueError("--probabilities needs a reward model: P(y|x) is made from its scores")
+    if model is None and (too_long, max_length, dtype) != (None, None, None):
+        raise ValueError("--too-long, --max-length and --dtype say how MODEL is opened, not what --reward names")
     from plaudit.evaluation.score_job import load_scoring_model, say, score_job
 
     rewards = None

@@ -237,24 +237,28 @@ def pairwise_ranking_loss(
     if pair_probabilities is not None:
         if margin is not None:
             raise ValueError("a margin belongs to a winner; it has no meaning with pair_probabilities")
-        expect_shape("pair_probabilities", pair_probabilities, tuple(difference.shape))
-        known = ~pair_probabilities.isnan() & mask[:, :, None] & mask[:, None, :]
-        pairs = torch.triu(known, diagonal=1)
-        target = pair_probabilities.to(scores.dtype).masked_fill(~pairs, 0.5)
-        better = pairs & (target > 0.5) | (pairs & (target < 0.5)).transpose(1, 2)
+        pairs, better, target = _soft_labels(pair_probabilities, scores, mask)
+    elif tiers is None:
+        raise ValueError("tiers are needed unless pair_probabilities are given")
     else:
-        if tiers is None:
-            raise ValueError("tiers are needed unless pair_probabilities are given")
         better, _ = judged_pairs(tiers, mask)
-        pairs = better
+        pairs, target = better, better.to(scores.dtype)
         difference = difference - _margin_table(margin, scores, better)
-        target = pairs.to(scores.dtype)
     target = target * (1 - label_smoothing) + (1 - target) * label_smoothing
     per_pair = -target * logsigmoid(difference) - (1 - target) * logsigmoid(-difference)
     num_pairs = pairs.flatten(1).sum(1)
     per_prompt = per_pair.masked_fill(~pairs, 0.0).flatten(1).sum(1) / num_pairs.clamp_min(1)
     loss, metrics = reduce_prompts(per_prompt, num_pairs > 0, weights, normaliser)
     return loss, metrics | _pair_metrics(scores, better, mask)
+
+
+def _soft_labels(probabilities: Tensor, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs `i < j` that have a probability, which way each one leans, and the probabilities; all `[P, K, K]`."""
+    expect_shape("pair_probabilities", probabilities, (*mask.shape, mask.shape[1]))
+    known = ~probabilities.isnan() & mask[:, :, None] & mask[:, None, :]
+    pairs = torch.triu(known, diagonal=1)
+    target = probabilities.to(scores.dtype).masked_fill(~pairs, 0.5)
+    return pairs, pairs & (target > 0.5) | (pairs & (target < 0.5)).transpose(1, 2), target
 
 
 def _tie_aware_loss(

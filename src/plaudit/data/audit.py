@@ -25,7 +25,7 @@ from plaudit.data.floors import Rate, clustered_rate, cross_validated_floor, fit
 from plaudit.data.io import Tally
 from plaudit.data.native import judgement_to_json
 from plaudit.data.records import Best, Comparison, Ranking, preference_pairs, prompt_text, tied_pairs, tiers_of
-from plaudit.data.splits import near_duplicates, prompt_key
+from plaudit.data.splits import NearDuplicate, near_duplicates, prompt_key
 
 #: Comparisons beyond this number are sampled for the bag-of-words floor and the near-duplicate search.
 SAMPLE = 5_000
@@ -198,13 +198,15 @@ def audit_comparisons(
             "contradictory pairs": [_told(one, other) for one, other in opposed[:EXAMPLES]],
             "cycles": [f"{prompt}\n\n" + "\n  > ".join(texts) for prompt, texts in cycles[:EXAMPLES]],
             "duplicates": [prompt_text(comparisons[index].prompt) for index in duplicates[:EXAMPLES]],
-            "near-duplicate prompts": [
-                f"{pair.similarity:.2f}\n{prompt_text(sample[pair.first].prompt)}\n—\n"
-                f"{prompt_text(sample[pair.second].prompt)}"
-                for pair in near[:EXAMPLES]
-            ],
+            "near-duplicate prompts": [_alike(sample, pair) for pair in near[:EXAMPLES]],
         },
     )
+
+
+def _alike(sample: Sequence[Comparison], pair: NearDuplicate) -> str:
+    """How alike two prompts are, and both."""
+    first, second = (prompt_text(sample[place].prompt) for place in (pair.first, pair.second))
+    return f"{pair.similarity:.2f}\n{first}\n—\n{second}"
 
 
 def _rows(tally: Tally | None, count: int) -> dict[str, Any]:

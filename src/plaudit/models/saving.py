@@ -96,38 +96,40 @@ def save_reward_model(
                 "plain AutoTokenizer reads this tokenizer wrongly for this architecture; other tools must open it "
                 "with PreTrainedTokenizerFast"
             )
+    notes += _what_others_miss(model, form)
+    description = _described(model, form) | {"data_hash": data_hash, "notes": notes, "extra": extra or {}}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return notes
+
+
+def _what_others_miss(model: "RewardModel", form: str) -> list[str]:
+    """What plain transformers does not see of a model saved in this form, in sentences."""
+    notes: list[str] = []
     if form in ("own", "adapter"):
         read = f" over layers {model.parts.read_layers}" if model.parts.read_layers else ""
         what = "adapters" if form == "adapter" else f"aggregation {model.parts.aggregation!r}{read}"
         notes.append(f"plain transformers cannot express the {what} and refuses this folder; open it with Plaudit")
-    if bool(model.is_normalised) and bool(model.normalisation_mean.any()) and form in ("classifier", "native"):
+    elif bool(model.is_normalised) and bool(model.normalisation_mean.any()):
         shift = [round(value, 4) for value in model.normalisation_mean.tolist()]
         notes.append(f"other tools see raw scores: the normalising shift {shift} is kept in {DESCRIPTION}")
-    description = {
+    return notes
+
+
+def _described(model: "RewardModel", form: str) -> dict[str, Any]:
+    """What `plaudit.json` says of the model itself, with what it is checked by when it is opened."""
+    return {
         "format": FORMAT,
         "form": form,
         "parts": asdict(model.parts),
         "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),
         "bias": [] if form == "native" else model.head.bias.tolist(),
-        "normalisation": {
-            "set": bool(model.is_normalised),
-            "mean": model.normalisation_mean.tolist(),
-            "std": model.normalisation_std.tolist(),
-        },
+        "normalisation": {"set": bool(model.is_normalised), "mean": model.normalisation_mean.tolist()}
+        | {"std": model.normalisation_std.tolist()},
         "fingerprint": weights_fingerprint(model.backbone) if form == "adapter" else None,
         "check": check_scores(model),
         "tokenizer_check": check_ids(model.tokenizer),
-        "data_hash": data_hash,
-        "versions": {
-            "plaudit": plaudit.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "notes": notes,
-        "extra": extra or {},
+        "versions": {package.__name__: package.__version__ for package in (plaudit, torch, transformers)},
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return notes
 
 
 def saved_form(model: "RewardModel") -> str:
