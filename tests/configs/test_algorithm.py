@@ -63,6 +63,7 @@ def test_what_is_given_replaces_what_the_name_stands_for():
         ({"name": "grpo", "surrogate": "kl", "old_kl_target": 0.01}, "old_kl_target: 0.01 bounds"),
         ({"name": "rloo", "baseline_decay": 0.5}, "running_mean"),
         ({"kl_placement": "none", "kl_target": 3}, "no effect"),
+        ({"kl_placement": "none", "kl_coefficient": 0.5}, "kl_coefficient: 0.5 has no effect"),
         ({"kl_coefficient": 0, "kl_target": 3}, "start above 0"),
         ({"kl_adaptation": 0.3}, "adapts nothing"),
     ],

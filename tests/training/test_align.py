@@ -426,6 +426,7 @@ REMAX = {"name": "reinforce", "baseline": "greedy"}
         ({"reward": "length_penalty=0.1", "rewards": {"parts": {"a": {"reward": "x"}}}}, "not both"),
         ({"sampling": {"method": "greedy"}}, "learning needs samples"),
         ({"sampling": {"top_p": 0.9}}, "not be samples of the policy"),
+        ({"sampling": {"seed": 3}}, "sampling.seed: 3: all draws of a run follow from seed"),
         ({"algorithm": {"name": "rloo"}, "samples_per_prompt": 1}, "samples_per_prompt must be"),
         ({"algorithm": {"name": "rloo"}, "critic": "shared"}, "no learned value"),
         ({"critic": "shared", "critic_start": "reward"}, "for critic: separate"),

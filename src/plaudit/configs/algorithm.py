@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.configs.base import Config
+from plaudit.configs.base import Config, refuse_unused
 
 AlgorithmName = Literal["reinforce", "rloo", "grpo", "reinforce_pp", "actor_critic", "a2c", "ppo", "dpo"]
 Baseline = Literal["none", "running_mean", "prompt_mean", "leave_one_out", "prompt_standardised", "greedy", "value"]
@@ -159,7 +159,8 @@ class AlgorithmConfig(Config):
     old_kl_coefficient: float | None = Field(default=None, gt=0)
     """Weight of KL(old‖new) with the surrogates `kl` and `both`; 1 if not given."""
     old_kl_target: float | None = Field(default=None, gt=0)
-    """That weight is adapted towards this KL(old‖new) per action; fixed if not given."""
+    """That weight is adapted towards this KL(old‖new) per action (the mean over a batch's steps, before each one is
+    taken); fixed if not given."""
     epochs: int | None = Field(default=None, gt=0)
     """Passes over each batch of experience; 4 for `ppo` and 1 for the others if not given."""
     minibatches: int | None = Field(default=None, gt=0)
@@ -345,6 +346,9 @@ class AlgorithmConfig(Config):
     def _check_divergence(self, settings: AlgorithmSettings) -> None:
         if settings.kl_placement == "none":
             self._refuse(("kl_estimator", "kl_target"), "has no effect with kl_placement: none")
+            # 0 says the same as none.
+            if self.kl_coefficient:
+                refuse_unused(self, ("kl_coefficient",), "has no effect with kl_placement: none")
         if settings.kl_placement == "loss" and settings.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator: k1 as a loss has expected gradient 0, so it controls nothing; use k2 or k3, or "

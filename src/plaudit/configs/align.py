@@ -38,7 +38,8 @@ class GuardsConfig(Config):
     entropy_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Warn when the entropy has fallen to this share of its first value: answers become all alike."""
     ratio_limit: float = Field(default=10.0, gt=1)
-    """Warn when a token has become this many times as likely, or unlikely, within one batch."""
+    """Warn when an action (a token, or with `view: answer` a whole answer) has become this many times as likely, or
+    unlikely, within one batch."""
     length_factor: float = Field(default=2.0, gt=1)
     """Warn when answers have become this many times as long as at first."""
     unfinished: float = Field(default=0.5, ge=0, le=1)
@@ -163,6 +164,8 @@ class AlignConfig(RunConfig):
             )
         if self.sampling.method != "sample":
             raise ValueError(f"sampling.method: {self.sampling.method}: learning needs samples; use method: sample")
+        if self.sampling.seed:
+            raise ValueError(f"sampling.seed: {self.sampling.seed}: all draws of a run follow from seed; give that")
         filtered = [name for name in ("top_k", "top_p", "min_p") if getattr(self.sampling, name) is not None]
         if filtered and not self.allow_filtered_sampling:
             raise ValueError(
