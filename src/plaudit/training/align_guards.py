@@ -62,7 +62,7 @@ class Guards:
         change = max(metrics.get("policy/ratio_max", 1.0), 1 / max(metrics.get("policy/ratio_min", 1.0), 1e-30))
         if change > limits.ratio_limit:
             found["ratio"] = (
-                f"within one batch an action (a token; with view: answer, an answer) became {change:.3g} times as likely "
+                f"within one batch an action (token, or answer with view: answer) became {change:.3g} times as likely "
                 "or unlikely: updates are too large; lower the learning rate or algorithm.epochs"
             )
         length, start = metrics.get("objective/length", 0.0), self.first.get("objective/length")
