@@ -4,16 +4,19 @@ import csv
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from PIL import Image
 
 from plaudit.configs.base import load_config
 from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, make_environments
+from plaudit.training import gym_video
 from plaudit.training.gym import from_workers, main, prepare
 from plaudit.training.gym_agents import load_agent
 from tests.algorithms.problems import Echo
@@ -140,17 +143,38 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_agent(tmp_path):
         main(config(tmp_path, resume=True, seed=5))
 
 
-def test_an_episode_is_filmed_and_spaces_may_begin_anywhere(tmp_path):
+def test_an_episode_is_filmed_and_spaces_may_begin_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(gym_video, "find_spec", lambda name: None)
     result = main(config(tmp_path, env="TestPainted-v0", video=True))
-    films = list((tmp_path / "run" / "video").iterdir())
-    assert len(films) == 1
-    if films[0].suffix == ".gif":
-        from PIL import Image
-
-        assert Image.open(films[0]).n_frames > 1
+    (film,) = (tmp_path / "run" / "video").iterdir()
+    assert film.name == "agent.gif"
+    assert 1 < Image.open(film).n_frames <= Echo.limit + 1  # pictures that are alike are one
     assert result.steps == 300
     with pytest.raises(ValueError, match="renders no pictures"):
         main(config(tmp_path, overwrite=True, video=True))
+
+
+def test_a_film_has_a_picture_before_and_after_every_step(tmp_path):
+    films = pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    left = SimpleNamespace(actions=torch.zeros(1, dtype=torch.int64))
+    policy = SimpleNamespace(sample=lambda seen, generator: left)
+    film = gym_video.record_video("CartPole-v1", policy, tmp_path / "video", seed=3)
+    environment = gymnasium.make("CartPole-v1")
+    environment.reset(seed=3)
+    steps = 1
+    while not environment.step(0)[2]:
+        steps += 1
+    reader = films.read_frames(str(film))
+    about = next(reader)
+    pictures = [np.frombuffer(each, dtype=np.uint8).reshape(400, 600, 3) for each in reader]
+    assert (film.name, about["size"], about["fps"]) == ("agent.mp4", (600, 400), 50)
+    assert len(pictures) == steps + 1
+    # A white sky with a brown pole in it, which falls to the right of a cart that is pushed to the left.
+    assert pictures[0][5, 5].min() > 250
+    brown = (np.abs(pictures[-1].astype(int) - [202, 152, 101]).max(-1) < 40).nonzero()[1].mean()
+    black = (pictures[-1][250:340].max(-1) < 30).nonzero()[1].mean()
+    assert brown > black + 5
 
 
 def test_pictures_come_as_one_vector_of_numbers():
