@@ -43,6 +43,7 @@ def measure(
     device: str = "cpu",
     clock: str = "seconds",
     size: str = "7m",
+    attention: str = "auto",
     cache: Path = CACHE,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -56,10 +57,12 @@ def measure(
         device: where all of them train.
         clock: which of the two clocks the tables go by, `seconds` (on the wall) or `processor_seconds`.
         size: key of `SIZES`, of decoders.
+        attention: of Plaudit, `attn_implementation`.
         cache: where its folder is put; two measurements of one workload at a time need two.
         environment: more variables for the processes.
     """
-    folder = prepare(workload, steps + 1, data, sizes=SIZES[size], changes={"device": device}, cache=cache)
+    options: dict[str, Any] = {"sizes": SIZES[size], "changes": {"device": device}, "attention": attention}
+    folder = prepare(workload, steps + 1, data, cache=cache, **options)
 
     def start(name: str) -> Worker:
         python = trl_python() if name == "trl" else Path(sys.executable)
@@ -199,6 +202,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where all of them train")
     parser.add_argument("--size", default="7m", choices=tuple(SIZES), help="of the decoders")
+    parser.add_argument("--attention", default="auto", help="attn_implementation of Plaudit")
     parser.add_argument(
         "--processor-time", action="store_true", help="go by the processor's clock: for one thread on a busy machine"
     )
@@ -208,12 +212,13 @@ def main() -> None:
     arguments = parser.parse_args()
     clock = "processor_seconds" if arguments.processor_time else "seconds"
     for name in arguments.workloads or fitting(free_gib() if arguments.device == "cpu" else math.inf):
-        options = {"device": arguments.device, "clock": clock, "size": arguments.size}
+        options = {"device": arguments.device, "clock": clock, "size": arguments.size, "attention": arguments.attention}
         found = measure(WORKLOADS[name], arguments.steps, arguments.data, **options)
         print(table(rows([found])), table(memory_rows([found])), sep="\n\n", flush=True)
         if arguments.save_as:
             command = f"python benchmarks/against_trl.py {name} --steps {arguments.steps} --device {arguments.device}"
             command += f" --size {arguments.size}" * (arguments.size != "7m")
+            command += f" --attention {arguments.attention}" * (arguments.attention != "auto")
             command += " --processor-time" * arguments.processor_time
             print(save(f"{arguments.save_as}-{name}", command, [found], peer=f"trl {trl_version()}").relative_to(ROOT))
 

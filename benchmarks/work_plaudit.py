@@ -22,7 +22,9 @@ def open_run(folder: Path) -> tuple[RewardTrainer, Session]:
     """Everything up to the first step."""
     config = training_config(folder)
     records = read_comparisons(folder / "records.jsonl").records
-    trainer, data_hash, _ = prepare(config, train=records, model=RewardModel.from_pretrained(folder / "model"))
+    attention = json.loads((folder / "steps.json").read_text()).get("attention", "auto")
+    model = RewardModel.from_pretrained(folder / "model", attn_implementation=attention)
+    trainer, data_hash, _ = prepare(config, train=records, model=model)
     check_ids(trainer, folder)
     prepare_output(config)
     return trainer, Session(config, trainer.trained, trainer.optimizer, data_hash=data_hash)

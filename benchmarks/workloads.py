@@ -134,6 +134,7 @@ def prepare(
     *,
     sizes: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
+    attention: str = "auto",
     cache: Path = CACHE,
 ) -> Path:
     """Write the folder of a workload.
@@ -144,6 +145,7 @@ def prepare(
         data: the folder of the preference data.
         sizes: of a decoder, instead of `LLAMA_7M`.
         changes: of Plaudit's training configuration; the peers take `device` from it.
+        attention: of Plaudit, `attn_implementation`.
         cache: where the folder is put.
 
     Returns:
@@ -161,6 +163,7 @@ def prepare(
     settings = {
         "workload": asdict(workload),
         "changes": changes or {},
+        "attention": attention,
         "learning_rate": LEARNING_RATE,
         "pad_id": model.tokenizer.pad_token_id,
         "separator_id": model.tokenizer.sep_token_id,

@@ -34,7 +34,7 @@ CUDA_ORDER = ("varlen", "flash_attn", "flex", "blocks")
 
 _HALF = (torch.bfloat16, torch.float16)
 
-WORTH_COMPILING = 4096
+WORTH_COMPILING = 16_384
 """Tokens of a row from which `flex` may be chosen: its kernels are compiled first, for about a minute."""
 
 
