@@ -89,6 +89,7 @@ PPO = {"name": "ppo", **TWICE}
 LEAVE_ONE_OUT = {**PPO, "baseline": "leave_one_out"}
 CRITIC = {"critic_start": "reward"}
 WARM = {"critic_warmup": 3, "critic_lambda": 1.0}
+HEAD = {"optimizer": {"head_learning_rate": 10 * RATE}}
 STALE = {**CRITIC, "asynchronous": {"workers": 1, "max_staleness": 1}}
 ONE_BATCH = {"iterations": 1, "prompts_per_iteration": ITERATIONS * PROMPTS}
 
@@ -122,6 +123,8 @@ def arms() -> dict[str, Arm]:
         "ppo-zero-warmup": Arm("critic", "the same, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
         "ppo-warmup": Arm("critic", "PPO, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
         "ppo-lambda1": Arm("critic", "PPO, critic, λ = 1", {**PPO, "gae_lambda": 1.0}, CRITIC),
+        "ppo-head": Arm("critic", "PPO, the critic's head ten times as fast", PPO, {**CRITIC, **HEAD}),
+        "ppo-zero-head": Arm("critic", "values begin at 0, head ten times as fast", PPO, {**CRITIC, **HEAD}),
         "acer": Arm("families", "ACER", {"name": "acer", "replay_ratio": 3.0}, {}),
         "dqn": Arm("families", "soft Q-learning", {"name": "dqn", **TWICE}, {}),
         "option-critic": Arm("families", "option-critic (styles)", {"name": "option_critic", **ONCE}, {}),
@@ -291,7 +294,10 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
         "quiet": True,
         "output": folder,
         "seed": run.config.seed,
-    } | dict(arm.options)
+    }
+    options = dict(arm.options)
+    settings["optimizer"] |= options.pop("optimizer", {})
+    settings |= options
     if settings["iterations"] == 1:
         settings["optimizer"] |= {"schedule": "constant", "warmup": 0.0}
     prompts = [PromptRecord(prompt=text) for text in run.world.prompts(ITERATIONS * PROMPTS)]

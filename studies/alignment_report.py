@@ -230,7 +230,7 @@ def foretold(rows: Sequence[Mapping[str, Any]], runs: Runs) -> dict[str, dict[st
 def critics(runs: Runs) -> dict[str, dict[str, list[float]]]:
     """Of the arms with a critic, by iteration and as means over seeds: value, return, explained variance, length."""
     found: dict[str, dict[str, list[float]]] = {}
-    for name in ("ppo", "ppo-zero", "ppo-zero-warmup", "ppo-warmup", "ppo-lambda1"):
+    for name in ("ppo", *(name for name, arm in ARMS.items() if arm.part == "critic")):
         ways = [one["path"] for one in runs.get(name, {}).values() if "value" in one["path"][0]]
         for key in ("value", "return", "explained", "length"):
             if ways:

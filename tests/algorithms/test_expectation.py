@@ -8,7 +8,7 @@ from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.rollout import exact
 from plaudit.rollout.token_mdp import TokenMDP
 from studies.algorithms import greedy_returns
-from tests.algorithms.problems import TINY, expected_step, random_logits
+from tests.algorithms.problems import SMALL, TINY, expected_step, random_logits
 
 TIGHT = {"rtol": 0, "atol": 1e-10}
 SUM = {"reduction": "sequence_sum"}
@@ -59,6 +59,33 @@ def test_shorter_traces_are_unbiased_with_the_right_values_alone(options):
     torch.testing.assert_close(expected_step(mdp, logits, options, values=values), truth, **TIGHT)
     wrong = expected_step(mdp, logits, options, values=0 * values)
     assert (wrong - truth).norm() > 0.05 * truth.norm()
+
+
+def test_a_critic_at_zero_unlearns_the_end_and_one_at_the_mean_return_does_not():
+    """Every answer earns about -3, short ones a little more. With λ = .5 and V = 0 the step makes them *longer*."""
+
+    def problem(raised):
+        return TokenMDP(**SMALL, seed=1, reward=lambda prompt, string: raised - 2.5 - 0.2 * len(string))
+
+    mdp = problem(0.0)
+    logits = mdp.reference_logprobs.clone()
+    leaf = logits.clone().requires_grad_()
+    strings = mdp.string_logprobs(leaf.log_softmax(-1)).exp()[0]
+    (longer,) = torch.autograd.grad((strings * mdp.string_mask.sum(1).double()).sum(), leaf)
+    mean = float((strings.detach() * mdp.string_rewards[0]).sum())
+    truth = gradient(mdp, logits)
+
+    def cosine(one, other):
+        return float((one * other).sum() / one.norm() / other.norm())
+
+    options = {"name": "ppo", "whiten_advantages": False, "epochs": 1, "gae_lambda": 0.5, **SUM}
+    zero = expected_step(mdp, logits, options)
+    level = expected_step(mdp, logits, options, values=torch.full((mdp.num_prefixes,), mean, dtype=torch.float64))
+    assert cosine(truth, longer[0]) < -0.9
+    assert cosine(zero, longer[0]) > 0.9
+    assert cosine(level, truth) > 0.9
+    # A value that is right on average takes the mean away and no more.
+    torch.testing.assert_close(level, expected_step(problem(-mean), logits, options), **TIGHT)
 
 
 def test_discounted_answers_expect_the_gradient_of_the_discounted_objective():
