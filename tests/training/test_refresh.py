@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,29 @@ def test_judgements_are_not_lost_when_learning_from_them_is_stopped(
     result = run(config.model_copy(update={"resume": True}), fresh_reward(tokenizer_folder))
     lines = [line for line in read_metrics(result.output / "metrics.jsonl") if "refresh/labels" in line]
     assert lines[0]["refresh/labels"] == lines[0]["refresh/asked"] > 0
+
+
+@pytest.mark.parametrize(("start", "old"), [("current", OLD), ("original", OLD), ("current", [])])
+def test_the_zero_of_the_scale_stays_where_it_was(
+    tokenizer_folder: str, tmp_path: Path, start: str, old: list[Comparison]
+) -> None:
+    """Comparisons leave a constant open; a refresh must not move it under what the policy has learned."""
+    settings = refreshed(tokenizer_folder, tmp_path, refresh_reward={"start": start})
+    model = ModelReward(RewardModel.from_backbone(tiny_model(tokenizer_folder)))
+    model.model.set_normalisation(0.7, 1.0)
+    refresher = RewardRefresher(settings, model, FunctionAnnotator(prefer_good), old)
+    judged = [replace(OLD[0], completions=("so so", "bad bad", "good"), judgement=Ranking(((2,), (0,), (1,))))]
+    held = old[0] if old else judged[0]
+
+    def scores() -> torch.Tensor:
+        return model.model.score([held.prompt], [list(held.completions)])[0].normalised
+
+    before = scores()
+    for number in (1, 2):
+        refresher._learn(judged, number, number)
+    after = scores()
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after.mean(), before.mean(), rtol=0, atol=1e-5)
 
 
 def test_old_comparisons_go_along(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

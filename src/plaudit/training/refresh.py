@@ -25,15 +25,22 @@ from plaudit.configs.training import OptimizerConfig
 from plaudit.data.io import read_data
 from plaudit.data.native import comparison_from_json, comparison_to_json
 from plaudit.data.records import Comparison, Prompt, PromptRecord, preference_pairs
+from plaudit.data.tokenising import TextTooLongError
 from plaudit.evaluation.metrics import pair_accuracy
+from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.annotators import Annotator, Question, open_annotator
 from plaudit.rewards.base import Sample
 from plaudit.rewards.model import ModelReward
 from plaudit.rollout.generate import generate
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training import reward as reward_training
+from plaudit.training.normalisation import score_statistics, texts_by_prompt
+from plaudit.training.objectives import ABSOLUTE_LOSSES, loss_of
 from plaudit.training.reading import source_configs
 from plaudit.training.results import ENDS
+
+ANCHORS = 64
+"""Records by whose completions the zero of the scale is held when the reward model learns."""
 
 
 class RefreshStopped(Exception):
@@ -211,7 +218,11 @@ class RewardRefresher:
         ]
 
     def _learn(self, judged: Sequence[Comparison], iteration: int, seed: int) -> None:
-        """Train on the new comparisons and a share of the earlier ones, by the job that trained the model first."""
+        """Train on the new comparisons and a share of the earlier ones, by the job that trained the model first.
+
+        The scale keeps its zero: the mean score of earlier completions (without any, of those just judged) stays as it
+        was. Otherwise 0 would mean something else after each refresh, and what is baselined by 0 would be thrown off.
+        """
         settings, model = self.settings, self.reward.model
         before = _copied(model)
         earlier = [*self.old, *self.new]
@@ -221,12 +232,16 @@ class RewardRefresher:
             earlier, fresh = self.old, [*self.new, *judged]
         count = min(len(earlier), round(settings.old_per_new * len(fresh)))
         drawn = np.random.default_rng(seed + 1).choice(len(earlier), size=count, replace=False).tolist()
+        records = [*fresh, *(earlier[index] for index in drawn)]
         folder = self.config.output / "refresh" / f"{iteration:05d}"
+        training = self._training(folder, seed)
+        # Absolute judgements say where the scale's zero is, comparisons do not.
+        absolute = any(loss_of(record, training) in ABSOLUTE_LOSSES for record in records)
+        anchor = {} if absolute else _anchor(model, self.old or judged)
+        level = _level(model, anchor)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_learns(name, model))
-        result = reward_training.main(
-            self._training(folder, seed), train=[*fresh, *(earlier[index] for index in drawn)], model=model
-        )
+        result = reward_training.main(training, train=records, model=model)
         assert isinstance(result, reward_training.RewardTrainingResult)
         for entry in ("checkpoints", "model"):
             # Both are in the run's own checkpoints; what stays is how the training went.
@@ -235,6 +250,8 @@ class RewardRefresher:
             model.load_state_dict(before)
             self.reward.renew()
             raise RefreshStopped(result.stopped_by)
+        if anchor:
+            model.normalisation_mean += _level(model, anchor) - level
         self.reward.renew()
 
     def _training(self, folder: Path, seed: int) -> RewardTrainingConfig:
@@ -246,6 +263,7 @@ class RewardRefresher:
             overwrite=True,
             seed=seed % 2**31,
             epochs=settings.epochs,
+            normalise=False,
             records_per_step=settings.records_per_step,
             optimizer=OptimizerConfig(
                 learning_rate=settings.learning_rate, head_learning_rate=settings.head_learning_rate, warmup=0.1
@@ -298,6 +316,28 @@ def _learns(name: str, model: torch.nn.Module) -> bool:
     """Whether a parameter learns: all do, but beside adapters the backbone stays as it is."""
     adapters = any("lora_" in each for each, _ in model.named_parameters())
     return not adapters or "lora_" in name or not name.startswith("backbone")
+
+
+def _anchor(model: RewardModel, records: Sequence[Comparison]) -> dict[Prompt, list[str]]:
+    """Completions by prompt of the first of these records that the model can read."""
+    readable = []
+    for record in records:
+        try:
+            model.text_tokeniser.group(record.prompt, list(record.completions))
+        except TextTooLongError:
+            continue
+        readable.append(record)
+        if len(readable) == ANCHORS:
+            break
+    return texts_by_prompt(readable)
+
+
+def _level(model: RewardModel, anchor: dict[Prompt, list[str]]) -> torch.Tensor:
+    """The mean raw score of these completions, one number per output; 0 without any."""
+    if not anchor:
+        return torch.zeros_like(model.normalisation_mean)
+    found = score_statistics(model, anchor, token_budget=8192).mean
+    return torch.tensor(found).to(model.normalisation_mean)
 
 
 def _copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
