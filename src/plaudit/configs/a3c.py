@@ -36,8 +36,8 @@ class A3CConfig(Config):
     epsilon: float = Field(default=1e-5, gt=0)
     """ε of RMSprop, added to the root of the running squares."""
     share_statistics: bool = True
-    """All workers share RMSprop's running squares (the paper's best); otherwise each keeps its own, which are no part of a
-    checkpoint."""
+    """All workers share RMSprop's running squares (the paper's best); otherwise each keeps its own, which no checkpoint
+    holds."""
     max_gradient_norm: float | None = Field(default=0.5, gt=0)
     """Gradients are scaled down to this joint norm; None leaves them."""
     hidden: tuple[int, ...] = (64, 64)
