@@ -6,10 +6,12 @@ the cascade of `attention_cascade`. Otherwise each prefix and each completion, i
 squared, or of a block squared.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from plaudit.models.attention_cascade import cascade_attention
@@ -46,17 +48,27 @@ def block_backend(
         (masks, window, query.dtype), lambda: masks(calls, attention.layout.causal, window, query)
     )
     outputs = []
-    for call, mask in zip(calls, found, strict=True):
-        q = parts[0][call.piece][:, :, call.queries[0] : call.queries[1]]
-        k, v = (_gather(t, call) for t in parts[1:])
-        if explicit:
-            out = explicit_attention(q, k, v, mask, options)
-        else:
-            out = nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=options.dropout, scale=options.scaling, is_causal=call.causal
-            )
-        outputs.append(out)
+    with _kernels(query.device):
+        for call, mask in zip(calls, found, strict=True):
+            q = parts[0][call.piece][:, :, call.queries[0] : call.queries[1]]
+            k, v = (_gather(t, call) for t in parts[1:])
+            if explicit:
+                out = explicit_attention(q, k, v, mask, options)
+            else:
+                out = nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=options.dropout, scale=options.scaling, is_causal=call.causal
+                )
+            outputs.append(out)
     return torch.cat(outputs, dim=2)
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[object]:
+    """The kernels that may be taken: not cuDNN's, which plans anew for every shape, and every text has its own."""
+    if device.type != "cuda":
+        return nullcontext()
+    chosen = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[object] = sdpa_kernel(chosen)
+    return context
 
 
 @dataclass(frozen=True)

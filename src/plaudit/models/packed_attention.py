@@ -97,6 +97,9 @@ def packed_attention_forward(
             f"{num_tokens} tokens; a packed row is one row and uses no cache"
         )
     packed_attention.calls += 1
+    if query.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        # Rotary tables are float32 there, and with them queries and keys: half precision is what attention runs in.
+        query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
     backend = pick_backend(packed_attention, query, key, value, options)
     output = BACKENDS[backend](query, key, value, packed_attention, options)
     return output.transpose(1, 2).contiguous(), None
