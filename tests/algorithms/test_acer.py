@@ -240,6 +240,17 @@ def test_the_agent_is_the_same_twice_and_resumes():
     assert agent.replay.sample(1).values.abs().max() == 0  # stale values are not kept
 
 
+def test_what_follows_a_step_is_the_next_one_or_the_final_observation():
+    agent = echo_agent()
+    collector = Collector(make_environments(Echo, 8), seed=0)
+    batch = collector.collect(agent.policy, 12)  # cut off after 8 steps
+    collector.environments.close()
+    _, found = agent._judge(batch)
+    wanted = agent.policy.values(batch.next_observations)
+    torch.testing.assert_close(found, wanted)
+    assert (found[:, 7] - agent.policy.values(batch.observations[:, 8])).abs().max() > 1e-3
+
+
 def test_the_average_policy_follows_slowly():
     agent = echo_agent(average_decay=0.9, replay_ratio=0.0)
     before = [value.clone() for value in agent.average.actor.parameters()]

@@ -74,6 +74,24 @@ def learned(mdp, behaviour, expectile, steps):
     return heads.action_values(table).detach(), heads.values(table).detach()
 
 
+def test_values_are_taught_by_the_target_and_the_target_follows():
+    heads = QHeads(2, 3)
+    learner = ImplicitQ(ImplicitQConfig(polyak=0.25), heads)
+    with torch.no_grad():
+        heads.weight.fill_(1.0)  # the target's stay 0
+        heads.value.bias.fill_(0.5)
+    batch = new_trajectory(
+        actions=torch.zeros(2, 1, dtype=torch.int64),
+        behaviour_logprobs=torch.zeros(2, 1),
+        rewards=torch.zeros(2, 1),
+        continues=torch.zeros(2, 1),
+        mask=torch.ones(2, 1, dtype=torch.bool),
+    )
+    states = torch.eye(2)[:, None]
+    assert learner.update(states, states, batch)["value/mean_advantage"] == pytest.approx(-0.5)
+    torch.testing.assert_close(learner.target.weight, 0.25 * heads.weight.detach())
+
+
 def test_half_an_expectile_values_the_behaviour_and_a_high_one_the_best():
     mdp = TokenMDP(**SMALL)
     behaviour = (0.5 * random_logits(mdp)).log_softmax(-1)

@@ -34,6 +34,10 @@ def collected(**options):
 def test_the_loss_is_the_sum_of_its_parts_written_out():
     """One-step returns, so that each step stands alone: every number by loops."""
     agent, trajectory = collected(gae_lambda=0.0, deliberation_cost=0.2, discount=0.9)
+    # Nobody has reached the goal: some steps end here, behind which nothing follows, ends or is charged.
+    continues = trajectory.continues.clone()
+    continues[0, 4] = continues[2, 8] = 0
+    trajectory = trajectory.with_fields(continues=continues)
     config, policy = agent.config, agent.policy
     loss, metrics = option_critic_loss(policy, trajectory, config)
     policy.network.requires_grad_(False)

@@ -192,6 +192,8 @@ def test_an_early_stop_leaves_the_other_steps_out():
         algorithm = algorithm_of(policy, name="ppo", epochs=5, target_kl=target)
         taken[target] = algorithm.update(batch_of(mdp, policy=policy))["policy/steps"]
     assert taken == {None: 5, 1e-6: 2}  # the first step sees a divergence of 0, the second the first one's
+    limited = algorithm_of(mdp.policy(), name="ppo", epochs=5, target_kl=0.1)
+    assert [limited.stop_early({"policy/approximate_kl": kl}) for kl in (0.149, 0.151)] == [False, True]
 
 
 def test_coefficients_follow_their_targets():

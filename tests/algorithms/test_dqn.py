@@ -1,0 +1,90 @@
+"""DQN and Double DQN: targets by hand, what the target network follows, and what a prioritised replay is told."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from plaudit.algorithms.base import TaskSizes
+from plaudit.algorithms.dqn import DQN
+from plaudit.configs.q_learning import QLearningConfig
+from plaudit.rollout.environments import Collector, make_environments
+from plaudit.rollout.replay import ReplayBatch
+from tests.algorithms.problems import Echo
+
+SMALL = {"hidden": (8,), "rollout_steps": 16, "gradient_steps": 1, "batch_size": 8, "learning_starts": 0}
+
+
+class Table(nn.Module):
+    """Action values `[S, A]` of one-hot observations."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+        self.observation_size = len(values)
+
+    def forward(self, observations):
+        return observations @ self.values
+
+
+def agent_of(**options):
+    config = QLearningConfig(**SMALL | options)
+    return DQN(config, TaskSizes(4, 4), total_steps=1000, seed=0)
+
+
+def played(agent, steps=16):
+    collector = Collector(make_environments(Echo, 1), seed=0)
+    found = collector.collect(agent.policy, steps)
+    collector.environments.close()
+    return found
+
+
+@pytest.mark.parametrize(("name", "following"), [("dqn", 7.0), ("double_dqn", 2.0)])
+def test_the_targets_by_hand(name, following):
+    """The learning network likes the second action best; the target says 2 of it, and 7 of its own favourite."""
+    agent = agent_of(name=name)
+    agent.network, agent.target = Table([[0.0, 0.0], [3.0, 5.0]]), Table([[0.0, 0.0], [7.0, 2.0]])
+    batch = ReplayBatch(
+        observations=torch.zeros(3, dtype=torch.int64),
+        actions=torch.zeros(3, dtype=torch.int64),
+        returns=torch.tensor([1.0, -1.0, 0.5]),
+        discounts=torch.tensor([0.9, 0.81, 0.0]),  # one step, two, and a true end
+        next_observations=torch.ones(3, dtype=torch.int64),
+        places=torch.arange(3),
+        weights=torch.ones(3),
+    )
+    targets = agent.targets(batch)
+    torch.testing.assert_close(targets, torch.tensor([1 + 0.9 * following, -1 + 0.81 * following, 0.5]))
+    assert not targets.requires_grad
+
+
+def test_the_target_network_is_copied_now_and_then_or_follows():
+    hard, soft = agent_of(target_every=32), agent_of(polyak=0.25)
+    before = copy.deepcopy(soft.target.state_dict())
+    batch = played(soft)
+    soft.update(batch)
+    for name, value in soft.target.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * soft.network.state_dict()[name] + 0.75 * before[name])
+    for update in range(3):
+        learned = copy.deepcopy(hard.network.state_dict())
+        copied = copy.deepcopy(hard.target.state_dict())
+        hard.update(played(hard))
+        # 16 steps an update: after the second one 32 have passed, and the copy is made before it learns.
+        wanted = learned if update == 1 else copied
+        assert all(torch.equal(value, wanted[name]) for name, value in hard.target.state_dict().items())
+
+
+def test_a_prioritised_replay_is_told_the_errors_of_what_was_drawn():
+    agent = agent_of(prioritised=True, priority_exponent=0.5)
+    agent.update(played(agent))
+    leaves = agent.replay._tree.leaves()[:16]
+    drawn = leaves != 1.0
+    assert 0 < int(drawn.sum()) <= 8
+    torch.testing.assert_close(agent.replay._highest, max(1.0, float(leaves.max())))
+    seen = agent.replay._batch(torch.arange(16), torch.ones(16), 0.99, 1)
+    fresh = agent_of(prioritised=True, priority_exponent=0.5)  # the weights before the step
+    vectors = nn.functional.one_hot(seen.observations, 4).float()
+    chosen = fresh.network(vectors).gather(1, seen.actions[:, None]).squeeze(1)
+    errors = (chosen.detach() - fresh.targets(seen)).abs().double()
+    torch.testing.assert_close(leaves[drawn], (errors[drawn] + 1e-6) ** 0.5, rtol=1e-5, atol=1e-7)
