@@ -1,6 +1,7 @@
 """Exploration: each part on a problem that is solved with it and not without it."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -48,10 +49,14 @@ def test_it_is_found_on_every_seed(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["nothing", "count"])
-def test_an_agent_with_a_replay_finds_it_too(kind):
-    for seed in range(5):
-        expect_found(kind, *corridor("Double DQN", kind, seed=seed), often=40)
+def test_an_agent_with_a_replay_learns_the_way_on_every_seed_with_counts_alone():
+    """Ten cells are few enough to be crossed by chance on some seeds, so medians over seeds are compared."""
+    found = {kind: [corridor("Double DQN", kind, seed=seed) for seed in range(5)] for kind in ("nothing", "count")}
+    often = {kind: statistics.median(reached for reached, _ in each) for kind, each in found.items()}
+    assert often["nothing"] <= 3
+    assert often["count"] > 40
+    assert all(greedy for _, greedy in found["count"])
+    assert not all(greedy for _, greedy in found["nothing"])
 
 
 def play_arms(config, steps, seed):
