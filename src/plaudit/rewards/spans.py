@@ -1,5 +1,6 @@
 """From character spans to the policy's tokens, whatever tokens the reward saw."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,11 @@ def token_rewards(score: Score, index: int, token_ends: Sequence[int]) -> Tensor
     if not len(ends) or bool((ends.diff() < 0).any()):
         raise ValueError(f"token_ends are {list(token_ends)[:8]}; there must be one at least, and they never fall")
     rewards = torch.zeros(len(ends))
-    for _, end, value in score.spans[index] if score.spans is not None else ():
+    spans = score.spans[index] if score.spans is not None else ()
+    for _, end, value in spans:
         # The first token with which `end` characters are written; text behind the last token belongs to that.
         place = min(int(torch.searchsorted(ends, max(end, 1))), len(ends) - 1)
         rewards[place] += value
-    rewards[-1] += score.remainder()[index]
+    # Of this sample alone: `Score.remainder` adds up the spans of all.
+    rewards[-1] += score.total[index] - torch.tensor(math.fsum(value for _, _, value in spans))
     return rewards
