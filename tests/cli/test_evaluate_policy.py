@@ -80,3 +80,14 @@ def test_faults_are_one_line(
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_folder_that_is_not_there_is_found_before_anything_is_answered(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words(folder, f"{folder}/nowhere/model", "--output", str(folder / "none")))
+    out, err = capsys.readouterr()
+    assert "no such folder" in err
+    assert "answered" not in out + err
+    assert not (folder / "none").exists()

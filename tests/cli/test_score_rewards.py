@@ -67,7 +67,7 @@ def test_several_rules_without_a_model(rows: str, tmp_path: Path, capsys: pytest
         {"id": "c", "rewards": {"length_penalty=0.5": -0.5, "numeric_match": None, "length_penalty=1,free=1": 0.0}},
     ]
     assert "3 rows, 4 completions" in (said := capsys.readouterr().err)
-    assert "1 completions without a reward by numeric_match" in said
+    assert "1 completions without a reward by numeric_match (" in said
 
 
 def test_beside_a_model_and_a_model_as_a_reward(folder: Path, rows: str, tmp_path: Path) -> None:

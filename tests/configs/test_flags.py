@@ -132,3 +132,37 @@ def test_missing_and_broken_values() -> None:
     assert line.startswith("--seed: ")
     assert line.endswith("not 'many'")
     assert "\n" not in line
+
+
+class Source(Config):
+    path: str
+    """Where."""
+
+
+class Sources(Config):
+    data: tuple[str | Source, ...] = ()
+    """Files, or files with options."""
+    sizes: tuple[int, ...] = ()
+    """Numbers."""
+
+
+def test_one_text_or_mapping_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: a.csv\n")
+    assert load_config(Sources, [file]).data == ("a.csv",)
+    file.write_text("data: {path: a.csv}\n")
+    assert load_config(Sources, [file]).data == (Source(path="a.csv"),)
+    _, layer = parse_flags(Sources, ["--data", "{path: a.csv}", "--data", "b.csv", "--data={path: c.csv}"])
+    assert load_config(Sources, overrides=layer).data == (Source(path="a.csv"), "b.csv", Source(path="c.csv"))
+    file.write_text("sizes: many\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: sizes: expected a list, not 'many'"):
+        load_config(Sources, [file])
+
+
+def test_a_missing_part_is_asked_for_by_its_first_key() -> None:
+    class Needs(Config):
+        model: Model
+        """Model."""
+
+    with pytest.raises(ConfigError, match=r"pass --model\.backbone VALUE"):
+        load_config(Needs)

@@ -285,3 +285,28 @@ def test_configuration_reads_the_same(tmp_path: Path) -> None:
     config = DataConfig(path=str(path), columns=columns)
     assert read_data(config).records == read_comparisons(path, columns=columns).records
     assert read_data(config).records[0].judgement == Ranking(((1,), (0,)))
+
+
+def test_unknown_columns_lead_to_the_verb_or_the_flags_that_know_them(tmp_path: Path) -> None:
+    said = write(tmp_path / "said.jsonl", {"prompt": "a", "completion": "b"})
+    with pytest.raises(
+        ValueError, match=r"those of demonstrations \(prompt-completion\), which plaudit sft learns from"
+    ):
+        read_comparisons(said)
+    with pytest.raises(ValueError, match=r"those of comparisons \(plaudit\), which plaudit reward learns from"):
+        read_demonstrations(write(tmp_path / "judged.jsonl", GOOD))
+    with pytest.raises(ValueError, match="--prompt COLUMN --completions COLUMN,COLUMN --choice COLUMN"):
+        read_comparisons(write(tmp_path / "own.jsonl", {"asked": 1, "left": 2}))
+
+
+def test_broken_json_counts_characters_of_its_own_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"x\.jsonl:2: broken JSON: expecting ',' delimiter at character 15 of the line"
+    ):
+        read_comparisons(write(tmp_path / "x.jsonl", GOOD, '{"prompt": "a"'))
+
+
+def test_a_named_column_that_is_not_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "prompt,answer_a,answer_b,prefered\na,b,c,a")
+    with pytest.raises(ValueError, match=r"missing key in key 'preferred': the row has .*did you mean 'prefered'"):
+        read_comparisons(path, columns=ColumnsConfig(choice="preferred"))

@@ -213,3 +213,16 @@ def test_steps_of_workers_that_were_not_reported_before_a_stop_count(tmp_path):
         from_workers(again, ended, lambda: False)
     for each in (job, again):
         each.collector.environments.close()
+
+
+def test_an_environment_that_does_not_fit_is_a_fault_of_the_user(tmp_path):
+    with pytest.raises(ValueError, match="env: Environment version v9 for environment CartPole doesn't exist"):
+        make_environments("CartPole-v9", 1)
+    with pytest.raises(ValueError, match="env_options: color: "):
+        make_environments("CartPole-v1", 1, color="red")
+    folder = tmp_path / "run"
+    main(load_config(GymConfig, overrides=SMALL | {"total_steps": 60, "output": folder}))
+    with pytest.raises(
+        ValueError, match="MountainCar-v0 has 2 observations and 3 actions, but this agent learned in Ca"
+    ):
+        main(load_config(GymConfig, overrides={"evaluate": folder, "env": "MountainCar-v0", "episodes": 1}))

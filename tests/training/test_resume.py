@@ -131,7 +131,7 @@ def test_sigterm_saves_and_leaves_cleanly(outcomes: dict[str, Outcome], name: st
     assert first["stopped_by"] == "SIGTERM"
     assert not first["complete"]
     message = (folder / "stderr-0.txt").read_text()
-    assert f"stopped by SIGTERM after step {first['steps']}; go on with resume" in message
+    assert f"stopped by SIGTERM after step {first['steps']}; go on with --resume" in message
     # The step that was broken off after two of its micro-batches is done again, nothing before it is.
     broken_off, resumed = outcomes[name].order(0), outcomes[name].order(1)
     assert len(outcomes["plain"].order(0)) == 40

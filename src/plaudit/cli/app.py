@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from cyclopts import App, CycloptsError
 
 import plaudit
+from plaudit.cli.faults import describe_fault
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("plaudit.cli.doctor:doctor", "Say what this machine can do: devices, dtypes, extras, attention."),
@@ -76,7 +77,7 @@ def wait_without_spinning() -> None:
 
 def build_app() -> App:
     """The cyclopts application with every verb registered by its import string, none of them imported."""
-    app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__)
+    app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__, suppress_keyboard_interrupt=False)
     groups: dict[str, App] = {}
     for verb in registered_verbs():
         import_string, about = VERBS[verb]
@@ -103,7 +104,8 @@ def _own_help(verb: str) -> dict[str, list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the entry point of `plaudit`.
 
-    Faults of the user (`ValueError`, `OSError`, unknown options) end with one line on stderr and exit code 2.
+    Faults of the user (`ValueError`, `OSError`, unknown options, a missing extra, too little memory) end with one line
+    on stderr and exit code 2.
     `--traceback`, or `PLAUDIT_TRACEBACK=1`, shows where they came from.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -119,12 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
+        sys.stderr.write("plaudit: interrupted\n")
         sys.exit(130)
-    except (CycloptsError, ValueError, OSError) as error:
+    except (CycloptsError, ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        lines = describe_fault(error)
+        if lines is None:
+            raise
         if show_traceback:
             traceback.print_exc()
         # Under torchrun every process may meet the same fault; each line says whose it is.
         process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
-        for line in str(error).strip().splitlines() or [type(error).__name__]:
+        for line in lines:
             sys.stderr.write(f"plaudit: {process}{line}\n")
         sys.exit(2)

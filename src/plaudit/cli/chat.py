@@ -1,5 +1,6 @@
 """`plaudit chat`: talk to a language model by hand."""
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def chat(
         sys.stdout.write(text)
         sys.stdout.flush()
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         if interactive:
             say("> ")

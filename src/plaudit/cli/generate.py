@@ -1,5 +1,6 @@
 """`plaudit generate`: answers of a language model to prompts."""
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ def generate(
     prompt: str | None = None,
     input: Path | None = None,
     output: Path | None = None,
+    overwrite: bool = False,
     samples: int = 1,
     method: Literal["sample", "greedy", "beam"] = "sample",
     max_new_tokens: int = 128,
@@ -50,6 +52,8 @@ def generate(
         Read this file of JSON Lines instead of the standard input.
     output
         Write this file instead of the standard output.
+    overwrite
+        Replace a file that exists.
     samples
         Answers to each prompt; with beams, the best of them.
     method
@@ -90,6 +94,10 @@ def generate(
         raise ValueError("give --prompt or --input, not both")
     if prompt is None and input is None and sys.stdin.isatty():
         raise ValueError("nothing to answer: plaudit generate MODEL --prompt TEXT, or < prompts.jsonl")
+    if output is not None and output.exists() and not overwrite:
+        raise ValueError(f"{output} exists; replace it (--overwrite) or name another file")
+    if output is not None and input is not None and output.exists() and output.samefile(input):
+        raise ValueError(f"{output} is the input as well, which is read while answers are written; name another file")
     if samples < 1:
         raise ValueError(f"--samples: must be at least 1, not {samples}")
     from plaudit.cli.verb import config_of_options
@@ -121,6 +129,7 @@ def generate(
     if output is None:
         _write(lines, sys.stdout)
         return
+    output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as target:
         _write(lines, target)
 
@@ -131,7 +140,11 @@ def _lines(answer: "Answer", prompt: str | None, source: Path | None) -> Iterato
 
     if prompt is not None:
         return (text for row in answer([{"prompt": prompt}]) for text in row["completions"])
-    rows = read_prompts(sys.stdin if source is None else source.open(encoding="utf-8"), str(source or "standard input"))
+    # What is no UTF-8 becomes surrogates, which `read_prompts` refuses with their line.
+    lines = sys.stdin if source is None else source.open(encoding="utf-8", errors="surrogateescape")
+    if isinstance(lines, io.TextIOWrapper):
+        lines.reconfigure(errors="surrogateescape")
+    rows = read_prompts(lines, str(source or "standard input"))
     return (json.dumps(row, ensure_ascii=False) for row in answer(rows))
 
 

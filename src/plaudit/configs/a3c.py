@@ -13,7 +13,7 @@ class A3CConfig(Config):
     other. The defaults are those of `a2c`."""
 
     name: Literal["a3c"] = "a3c"
-    """`a3c`."""
+    """`a3c` is `a2c` in several processes at once."""
     workers: int = Field(default=2, gt=0)
     """Processes that play and learn; one of them is A2C with one environment. More than the machine has cores only
     makes gradients older."""

@@ -43,7 +43,7 @@ class AcerConfig(AcerOptions):
     """ACER in an environment. The defaults are Stable-Baselines's, with which its zoo ran CartPole-v1."""
 
     name: Literal["acer"] = "acer"
-    """`acer`."""
+    """`acer` learns from earlier play as well."""
     num_environments: int = Field(default=8, gt=0)
     """Environments played side by side."""
     rollout_steps: int = Field(default=20, gt=0)
@@ -73,7 +73,7 @@ class AcerTextConfig(AcerOptions):
     """
 
     name: Literal["acer"] = "acer"
-    """`acer`."""
+    """`acer` learns from each answer several times."""
     discount: float = Field(default=1.0, gt=0, le=1)
     """γ; 1 for text."""
     trust_region_statistics: Literal["probabilities", "logits"] = "logits"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.configs.agents import AlignAlgorithm
@@ -23,6 +23,8 @@ ELSEWHERE = {
     "imagined dialogues are plaudit.algorithms.deep_dyna, from Python",
     "world_model": "it dreams of an environment that is seen step by step: plaudit gym --algorithm world_model; "
     "of text it is a model of whom one talks to, for dialogues: plaudit.algorithms.world_dialogue, from Python",
+    "best_of_n": "it trains nothing: plaudit evaluate policy measures it, and plaudit generate --samples with plaudit "
+    "score picks the best of several answers",
     "ilql": "it learns from recorded answers, not from sampled ones: plaudit.algorithms.implicit_q, from Python",
 }
 """Families that `plaudit align` has under another name, or that are used elsewhere."""
@@ -143,6 +145,13 @@ class AlignConfig(RunConfig):
         if self.final_temperature is None or self.iterations == 1:
             return start
         return start + (self.final_temperature - start) * min(1.0, iteration / (self.iterations - 1))
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _one_reward(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError("reward is a single one, as text; a sum of several with its parts stands under `rewards`")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -176,11 +176,17 @@ def naming_key(annotation: Any) -> str | None:
 
 
 def expand_names(cls: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which a plain word for a whole configuration has become `{name: word}` (see `naming_key`)."""
+    """Settings in which short forms are written out, as they may stand in a file or behind a flag.
+
+    A plain word for a whole configuration has become `{name: word}` (see `naming_key`), and a text or a mapping where
+    only a list can stand a list of one (`data: answers.csv`).
+    """
     found: dict[str, Any] = {}
     for key, value in values.items():
         info = cls.model_fields.get(key)
         nested = [] if info is None else nested_configs(info.annotation)
+        if info is not None and isinstance(value, str | Mapping) and only_lists(info.annotation):
+            value = [value]
         word = naming_key(info.annotation) if info is not None and isinstance(value, str) else None
         if word is not None:
             found[key] = {word: value}
@@ -189,6 +195,14 @@ def expand_names(cls: type[Config], values: Mapping[str, Any]) -> dict[str, Any]
         else:
             found[key] = value
     return found
+
+
+def only_lists(annotation: Any) -> bool:
+    """Whether a field holds a list of texts or of mappings and nothing else (None aside)."""
+    members = [member for member in union_members(annotation) if member is not types.NoneType]
+    return bool(members) and all(get_origin(member) in (list, tuple) for member in members) and all(
+        any(kind is str or nested_configs(kind) for kind in union_members(get_args(member)[0])) for member in members
+    )  # fmt: skip
 
 
 def read_yaml_layer(path: Path) -> Layer:
@@ -317,6 +331,17 @@ def _path_in_values(location: tuple[int | str, ...], values: Any) -> tuple[KeyPa
     return tuple(path), values
 
 
+EXPECTED = {
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "string_type": "expected text",
+    "dict_type": "expected a mapping of keys to values",
+    "mapping_type": "expected a mapping of keys to values",
+    "model_type": "expected a mapping of keys to values",
+}
+"""Kinds of pydantic's faults whose own words name a type of Python."""
+
+
 def _describe_fault(cls: type[Config], fault: Any, key: str, value: Any) -> str:
     kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
@@ -327,7 +352,10 @@ def _describe_fault(cls: type[Config], fault: Any, key: str, value: Any) -> str:
             return f"this key belongs to another {tag}; set {parent}.{tag} to the {tag} that has it"
         return "unknown key; " + (f"did you mean '{near}'?" if near else f"known keys: {', '.join(cls.model_fields)}")
     if kind == "missing":
-        return f"required but not given: write it in a YAML file or pass --{key.replace('_', '-')}"
+        info = cls.model_fields.get(key)
+        inside = [] if info is None else nested_configs(info.annotation)
+        flag = f"{key}.{next(iter(inside[0].model_fields))} VALUE" if inside else key
+        return f"required but not given: write it in a YAML file or pass --{flag.replace('_', '-')}"
     if kind == "union_tag_invalid":
         known = [word.strip(" '") for word in fault["ctx"]["expected_tags"].split(",")]
         close = difflib.get_close_matches(fault["ctx"]["tag"], known, n=1, cutoff=0.6)
@@ -336,4 +364,4 @@ def _describe_fault(cls: type[Config], fault: Any, key: str, value: Any) -> str:
     message = " ".join(message.removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
     if kind in ("value_error", "assertion_error"):
         return message
-    return f"{message[:1].lower()}{message[1:]}, not {value!r}"
+    return f"{EXPECTED.get(kind, message[:1].lower() + message[1:])}, not {value!r}"

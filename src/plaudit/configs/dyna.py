@@ -11,7 +11,7 @@ class DynaConfig(Config):
     """Dyna-Q, Dyna-Q+ (`bonus` above 0) and prioritised sweeping on discrete observations."""
 
     name: Literal["dyna"] = "dyna"
-    """Dyna."""
+    """`dyna` plans with a table of what it has seen, for discrete observations."""
     planning_steps: int = Field(default=10, ge=0)
     """Imagined steps after each real one; 0 is plain Q-learning."""
     planning: Literal["uniform", "prioritised"] = "uniform"

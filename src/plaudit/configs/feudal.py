@@ -12,7 +12,7 @@ class FeudalConfig(Config):
     """Feudal network (Vezhnevets et al. 2017): a manager sets goals, a worker is paid for going there."""
 
     name: Literal["feudal"] = "feudal"
-    """`feudal`."""
+    """`feudal` has a manager that sets goals for the worker that acts."""
     horizon: int = Field(default=10, gt=0)
     """c, over how many steps a goal points."""
     dilation: int | None = Field(default=None, gt=0)
@@ -60,7 +60,7 @@ class FeudalTextConfig(AlgorithmConfig):
     """
 
     name: Literal["feudal"] = "feudal"  # type: ignore[assignment]  # no name of the family
-    """`feudal`."""
+    """`feudal` has a manager that sets goals for the model that writes."""
     horizon: int = Field(default=8, gt=0)
     """c, tokens for which a goal is in force."""
     intrinsic_weight: float = Field(default=0.1, ge=0)

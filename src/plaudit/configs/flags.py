@@ -18,6 +18,7 @@ from plaudit.configs.base import (
     merge_values,
     naming_key,
     nested_configs,
+    only_lists,
     suggest_key,
     union_members,
 )
@@ -170,11 +171,12 @@ def _value(annotation: Any, text: str, flag: str) -> Any:
 
 def _store(layer: Layer, path: tuple[str, ...], value: Any, annotation: Any, flag: str) -> None:
     """Put a value into the layer; words for a list field are gathered, everything else replaces."""
-    if _admits(annotation, _LISTS) and isinstance(value, str) and value not in _literals(annotation):
+    word = isinstance(value, str) and value not in _literals(annotation)
+    if _admits(annotation, _LISTS) and (word or (isinstance(value, Mapping) and only_lists(annotation))):
         old: Any = layer.values
         for part in path:
             old = old.get(part) if isinstance(old, Mapping) else None
-        if isinstance(old, str | list):
+        if isinstance(old, str | Mapping | list):
             value = [*(old if isinstance(old, list) else [old]), value]
         elif not _already_text(annotation):
             value = [value]

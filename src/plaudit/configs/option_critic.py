@@ -12,7 +12,7 @@ class OptionCriticConfig(Config):
     """Option-critic (Bacon et al. 2017) with deliberation cost (Harb et al. 2018), as an advantage actor-critic."""
 
     name: Literal["option_critic"] = "option_critic"
-    """`option_critic`."""
+    """`option_critic` learns several ways to act and when to change from one to another."""
     num_options: int = Field(default=4, gt=0)
     """W, how many options there are. 1 is an actor-critic without options."""
     discount: float = Field(default=0.99, gt=0, le=1)
@@ -55,7 +55,7 @@ class StyledConfig(AlgorithmConfig):
     """
 
     name: Literal["option_critic"] = "option_critic"  # type: ignore[assignment]  # no name of the family
-    """`option_critic`."""
+    """`option_critic` learns several styles of answering and when to change from one to another."""
     num_options: int = Field(default=4, gt=0)
     """W, how many styles there are; each costs one more pass through the vocabulary head."""
     sentence_ends: tuple[str, ...] = (".", "!", "?", "。", "！", "？")

@@ -11,7 +11,7 @@ class WorldModelConfig(Config):
     """A mixture-density LSTM over codes of observations, and a controller that is trained in its dreams alone."""
 
     name: Literal["world_model"] = "world_model"
-    """World model."""
+    """`world_model` learns to imagine the environment and a controller inside it."""
     rounds: int = Field(default=1, gt=0)
     """How often world and controller are learned, each time from all play so far. In the first round play is a mix of
     random controllers and chance; in later ones every other batch of steps is the controller's."""

@@ -177,7 +177,7 @@ def _longer_plot(audit: Audit) -> str:
     labels = [f"{low:,}–{high:,}" for low, high, _ in audit.longer_wins_by_difference]
     _rates(axes, labels, [rate for _, _, rate in audit.longer_wins_by_difference])
     axes.set_xlabel("difference in length, characters")
-    axes.set_ylabel("longer one wins")
+    axes.set_ylabel("longer one wins, %")
     rows = [(low, high, rate.value, rate.low, rate.high, rate.count)
             for low, high, rate in audit.longer_wins_by_difference]  # fmt: skip
     return plot(figure, "How often the longer of two won; the dashed line is no preference.", name="longer-wins",
@@ -190,12 +190,12 @@ def _position_plot(audit: Audit) -> str:
     figure, (axes,) = new_figure(5.4, 2.9)
     rows = [(place + 1, shown, best / shown, chance / shown)
             for place, (shown, best, chance) in audit.best_by_position.items()]  # fmt: skip
-    axes.bar([row[0] for row in rows], [row[2] for row in rows], color=COLOURS[4], width=0.65)
-    axes.hlines([row[3] for row in rows], [row[0] - 0.42 for row in rows], [row[0] + 0.42 for row in rows],
+    axes.bar([row[0] for row in rows], [100 * row[2] for row in rows], color=COLOURS[4], width=0.65)
+    axes.hlines([100 * row[3] for row in rows], [row[0] - 0.42 for row in rows], [row[0] + 0.42 for row in rows],
                 color=INK, linewidth=1.6)  # fmt: skip
     axes.set_xticks([row[0] for row in rows])
     axes.set_xlabel("place in the list")
-    axes.set_ylabel("ranked best")
+    axes.set_ylabel("ranked best, %")
     axes.grid(axis="x", visible=False)
     caption = (
         "How often each place was ranked best; the lines are chance (longer lists have more places). "
@@ -205,11 +205,14 @@ def _position_plot(audit: Audit) -> str:
 
 
 def _rates(axes: object, labels: list[str], rates: list[Rate]) -> None:
-    values = [rate.value for rate in rates]
-    errors = [[rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates]]
+    values = [100 * rate.value for rate in rates]
+    errors = [
+        [100 * (rate.value - rate.low) for rate in rates],
+        [100 * (rate.high - rate.value) for rate in rates],
+    ]
     axes.errorbar(range(len(rates)), values, yerr=errors, fmt="o", color=COLOURS[1], capsize=3)  # type: ignore[attr-defined]
     axes.set_xticks(range(len(rates)), labels)  # type: ignore[attr-defined]
-    axes.axhline(0.5, color=GRID, linestyle="--", linewidth=1.2)  # type: ignore[attr-defined]
+    axes.axhline(50, color=GRID, linestyle="--", linewidth=1.2)  # type: ignore[attr-defined]
 
 
 def _words(audit: Audit) -> str:

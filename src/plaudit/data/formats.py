@@ -169,3 +169,17 @@ DEMONSTRATION_FORMATS: dict[str, Format[Demonstration]] = {
 def recognise(row: Row, formats: Mapping[str, Format[Record]]) -> str | None:
     """The name of the first format that has this row's columns, or None."""
     return next((name for name, form in formats.items() if form.recognise(row)), None)
+
+
+def unrecognised_hint(row: Row, formats: Mapping[str, Format[Record]]) -> str:
+    """What to do about a row that none of the formats knows: another verb, named columns, or a named format."""
+    names = f"name the format (--format) as one of {', '.join(formats)}"
+    if "table" not in formats:
+        looks = recognise(row, COMPARISON_FORMATS)
+        return f"they are those of comparisons ({looks}), which plaudit reward learns from" if looks else names
+    if looks := recognise(row, DEMONSTRATION_FORMATS):
+        return f"they are those of demonstrations ({looks}), which plaudit sft learns from"
+    return (
+        f"{names}, or say which columns of your own table hold what: plaudit data convert FILE OUT.jsonl "
+        "--prompt COLUMN --completions COLUMN,COLUMN --choice COLUMN (or --scores, --ranks)"
+    )

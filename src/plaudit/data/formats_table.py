@@ -1,5 +1,6 @@
 """The reader of a person's own table: which column holds what is given, or found by the columns' names."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,6 +120,15 @@ def _judgement(row: Row, columns: ColumnsConfig) -> Judgement:
 
 
 def _choice(row: Row, key: str, columns: ColumnsConfig) -> Ranking | Best:
+    if key not in row:
+        near = difflib.get_close_matches(key, map(str, row), n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecordError(
+            "missing key",
+            key=key,
+            problem=f"the row has {', '.join(map(str, row))}{hint}",
+            expected="the column that names the better completion",
+        )
     written = optional_text(row, key)
     names = columns.completions
     everyone = tuple(range(len(names)))

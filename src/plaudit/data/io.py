@@ -17,7 +17,7 @@ from typing import IO, Any, Generic, TypeVar
 from plaudit.configs.data import Annotators, ColumnsConfig, DataConfig, OnError
 from plaudit.data.annotators import merge_annotators
 from plaudit.data.fields import look_up, nothing_to_compare, optional_text
-from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS, Format, recognise
+from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS, Format, recognise, unrecognised_hint
 from plaudit.data.formats_table import read_table
 from plaudit.data.native import write_comparisons, write_demonstrations
 from plaudit.data.records import Comparison, Demonstration, PromptRecord, RecordError
@@ -289,8 +289,8 @@ class Engine(Generic[Record]):
         if parsed is not None and parsed.value is not None:
             keys = ", ".join(map(str, parsed.value))
             raise ValueError(
-                f"{parsed.place}: the format cannot be told from the keys {keys}; name it (--format) as one of "
-                f"{', '.join(self.formats)}, or name the columns (see docs/data.md)"
+                f"{parsed.place}: the format cannot be told from the keys {keys}; "
+                f"{unrecognised_hint(parsed.value, self.formats)}"
             )
         for row in _chained(waiting, rows):
             self._refuse(row, row.error or RecordError("not recognised"))

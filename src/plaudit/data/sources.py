@@ -73,7 +73,7 @@ def iterate_rows(path: str | Path, *, split: str | None = None, download: bool =
     else:
         raise ValueError(
             f"{path}: no such file or folder. Give a path that exists; if it is the name of a Hugging Face dataset, "
-            "allow the download (--download, or download: true)"
+            f"allow the download (with plaudit data --download, elsewhere --data '{{path: {path}, download: true}}')"
         )
 
 
@@ -143,6 +143,9 @@ def parse_line(line: bytes, file: str, number: int) -> Row:
         return broken("not UTF-8", f"byte {error.start + 1} of the line", "a file in UTF-8")
     except RecursionError:
         return broken("broken JSON", "nested too deeply")
+    except json.JSONDecodeError as error:
+        # Its own words count lines within this one line.
+        return broken("broken JSON", f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1} of the line")
     except ValueError as error:
         return broken("broken JSON", str(error))
     if not isinstance(value, dict):

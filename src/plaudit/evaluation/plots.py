@@ -125,7 +125,10 @@ def breakdown_plot(evaluations: Sequence[RewardEvaluation], kind: str) -> Plot |
         error_bar(axes, [p.accuracy for p in parts], positions, colour(place), label=evaluation.name)
         rows.extend((evaluation.name, part.label, *_row(part.accuracy)) for part in parts)
     counts = [part.accuracy.count for part in evaluations[0].breakdowns[kind]]
-    axes.set_yticks(range(len(labels)), [f"{label}  ({count:,})" for label, count in zip(labels, counts, strict=True)])
+    prefix = "K = " if kind == "K" else ""
+    axes.set_yticks(
+        range(len(labels)), [f"{prefix}{label}  ({count:,})" for label, count in zip(labels, counts, strict=True)]
+    )
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel("pairs ordered as people did, %")
     axes.grid(axis="y", visible=False)

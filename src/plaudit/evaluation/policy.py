@@ -26,6 +26,7 @@ from plaudit.evaluation.policy_report import (
     write_policy_report,
 )
 from plaudit.evaluation.running import Progress, pick_device, say
+from plaudit.models.backbone import require_folder_or_hub_name
 from plaudit.models.causal_lm import CausalLM
 from plaudit.rewards.base import Reward, as_reward
 
@@ -71,6 +72,7 @@ def evaluate_policy(
         _say_plan(config, records, sources, names)
         return None
     assert start is not None  # _require refuses it
+    config.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows before the work
     scorers = _build_rewards(config, rewards or {})
     notes: list[str] = []
     opened = _open(start, config)
@@ -164,6 +166,8 @@ def _require(
     for place in (start, *sources.values()):
         if isinstance(place, str) and _is_file(place) and not Path(place).is_file():
             raise ValueError(f"{place}: no such file of completions")
+        if isinstance(place, str) and not _is_file(place):
+            require_folder_or_hub_name(place)
 
 
 def _say_plan(

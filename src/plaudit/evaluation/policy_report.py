@@ -228,9 +228,9 @@ def summary_text(report: PolicyReport) -> str:
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     for point in report.comparison.points:
-        gains = ", ".join(f"{name} {number(value.value, signed=True)}" for name, value in point.gains.items())
+        gains = "".join(f", {name} {number(value.value, signed=True)}" for name, value in point.gains.items())
         where = f"{point.run}, {point.label}" if point.run in (BEST_OF_N, TILT) else point.label
-        text.append(f"{where}: KL {number(point.kl.value)}, {gains}")
+        text.append(f"{where}: KL {number(point.kl.value)}{gains}")
     text.extend(report.notes)
     text.extend(verdict(policy, report.comparison, report.confidence) for policy in report.comparison.policies)
     return "\n".join(text)

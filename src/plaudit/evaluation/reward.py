@@ -22,6 +22,7 @@ from plaudit.evaluation.reward_statistics import METRICS
 from plaudit.evaluation.rewardbench import RewardBenchResult, rewardbench
 from plaudit.evaluation.running import Progress, pick_device, say
 from plaudit.evaluation.scoring import ModelScorer, read_scores, write_scores
+from plaudit.models.backbone import require_folder_or_hub_name
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
@@ -54,6 +55,9 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
         say(f"would score {counts['completions']:,} completions with each of {len(config.models)} models")
         return None
     _require_answerable(judged, comparisons, config)
+    for _, place in config.named_sources()[: len(config.models)]:
+        require_folder_or_hub_name(place)
+    config.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows before the work
     notes: list[str] = []
     scores: dict[str, Rows] = {}
     probes: dict[str, list[ProbeResult]] = {}

@@ -152,6 +152,8 @@ def _add_rewards(
     for name, reward in rewards.items():
         score = reward(samples)
         tally.missing[name] += int((~score.valid).sum())
+        if score.problems:
+            tally.reasons.setdefault(name, score.problems[min(score.problems)])
         # The shortest digits that give the same float32 back.
         listed = [
             float(str(number)) if valid else None

@@ -60,6 +60,7 @@ class ScoreTally:
         tokens: tokens of the scored texts, each prompt once per row.
         errors: rows without scores, by reason.
         missing: completions that a reward had nothing for, by its name.
+        reasons: why it had nothing for the first of them.
         resumed: rows that an earlier run had done.
         seconds: time taken.
     """
@@ -69,6 +70,7 @@ class ScoreTally:
     tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
     resumed: int = 0
     seconds: float = 0.0
 
@@ -83,7 +85,8 @@ class ScoreTally:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.errors.most_common())
             text += f"; {self.errors.total()} rows without scores: {reasons}"
         for name, count in self.missing.items():
-            text += f"; {count} completions without a reward by {name}"
+            why = f" ({self.reasons[name]})" if name in self.reasons else ""
+            text += f"; {count} completions without a reward by {name}{why}"
         return text
 
 
@@ -185,7 +188,7 @@ def parse_request(value: Mapping[str, Any]) -> ScoreRequest:
     Raises:
         RecordError: for a missing key, a wrong type, blank prompts, or both `completion` and `completions`.
     """
-    prompt = need(value, "prompt", "text or a list of messages")
+    prompt = need(value, "prompt", "text or a list of messages (first make a table one: plaudit data convert)")
     if not isinstance(prompt, str):
         messages = messages_of(prompt, "prompt", "text or a list of messages")
         prompt = messages[0].content if len(messages) == 1 and messages[0].role == TEXT_ROLE else messages

@@ -241,6 +241,11 @@ class CausalLM(nn.Module):
 
 def _load(name: str | Path, dtype: str, dropout: float, trust_remote_code: bool) -> nn.Module:
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+        raise ValueError(
+            f"{name}: a reward model (or another classifier), not a language model: its words were not trained; give "
+            "the folder of the language model that it was made from"
+        )
     set_dropout(config, dropout)
     model, report = AutoModelForCausalLM.from_pretrained(
         name, config=config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True

@@ -82,12 +82,20 @@ def read_prompts(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.removeprefix("\ufeff") if number == 1 else line)
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object with a prompt, not {type(row).__name__}")
             prompt_of(row.get("prompt"))
+            json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name}:{number}: this is not JSON: {error.msg}") from error
+            raise ValueError(
+                f"{name}:{number}: this is not JSON: {error.msg[:1].lower()}{error.msg[1:]}; expected one JSON object "
+                'with a prompt per line, {"prompt": …} (one prompt alone: --prompt TEXT; a table: plaudit data convert)'
+            ) from error
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name}:{number}: not UTF-8, or half a character: a text was cut in its middle; write the line anew"
+            ) from error
         except RecordError as error:
             raise ValueError(f"{name}:{number}: prompt: {error.reason}, expected {error.expected}") from error
         except ValueError as error:

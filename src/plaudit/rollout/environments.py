@@ -101,8 +101,8 @@ def make_environments(name: str | MakeEnvironment, num_environments: int, **opti
         **options: for `gymnasium.make`.
 
     Raises:
-        ValueError: for fewer than one environment, or spaces that are not `Box` or `Discrete` observations and
-            `Discrete` actions.
+        ValueError: for fewer than one environment, a name that Gymnasium does not know or whose packages are missing,
+            or spaces that are not `Box` or `Discrete` observations and `Discrete` actions.
     """
     if num_environments < 1:
         raise ValueError(f"num_environments must be at least 1, got {num_environments}")
@@ -114,7 +114,14 @@ def make_environments(name: str | MakeEnvironment, num_environments: int, **opti
         flat = isinstance(seen, spaces.Box) and len(seen.shape) != 1
         return gymnasium.wrappers.FlattenObservation(environment) if flat else environment
 
-    environments = SyncVectorEnv([make] * num_environments, autoreset_mode=AutoresetMode.SAME_STEP)
+    try:
+        environments = SyncVectorEnv([make] * num_environments, autoreset_mode=AutoresetMode.SAME_STEP)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"env: {' '.join(str(error).replace('`', '').split())}") from error
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"env_options: {', '.join(options)}: {error}") from error
     seen, done = environments.single_observation_space, environments.single_action_space
     if not isinstance(seen, spaces.Box | spaces.Discrete) or not isinstance(done, spaces.Discrete):
         environments.close()

@@ -89,8 +89,8 @@ def check_output(config: FolderConfig) -> list[str]:
     present = [name for name in RUN_ENTRIES if (config.output / name).exists()]
     if worth_keeping(config.output) and not (config.resume or config.overwrite):
         raise ValueError(
-            f"output: {config.output} already holds a run ({', '.join(present)}); go on with it by resume: true, "
-            "throw it away by overwrite: true, or name another folder"
+            f"output: {config.output} already holds a run ({', '.join(present)}); go on with it (--resume, or "
+            "resume: true), throw it away (--overwrite, or overwrite: true), or name another folder"
         )
     return present
 

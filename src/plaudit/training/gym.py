@@ -25,7 +25,7 @@ from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
 from plaudit.training.checkpoints import load_last_good, prune_checkpoints, save_checkpoint
 from plaudit.training.folder import check_output, output_folder
-from plaudit.training.gym_agents import load_agent, save_agent
+from plaudit.training.gym_agents import check_fits, load_agent, save_agent
 from plaudit.training.gym_curve import write_curve
 from plaudit.training.gym_video import check_video, record_video
 from plaudit.training.messages import say
@@ -235,7 +235,7 @@ def run_updates(job: GymJob) -> str:
             if stop.requested:
                 job.save()
                 trackers.flush()
-                say(f"gym: stopped by {stop.requested} after step {job.steps}; go on with resume")
+                say(f"gym: stopped by {stop.requested} after step {job.steps}; go on with --resume")
                 return str(stop.requested)
             before = job.steps
             metrics = advance()
@@ -350,6 +350,9 @@ def play(config: GymConfig, folder: Path) -> list[float]:
     env = config.env if "env" in config.model_fields_set else saved.env
     options = config.env_options or saved.env_options
     with seeded(config.seed), threads(config.threads):
+        environments = make_environments(env, 1, **options)
+        check_fits(saved, task_sizes(environments), env)
+        environments.close()
         returns = evaluate_policy(
             env,
             saved.policy,

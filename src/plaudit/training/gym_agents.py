@@ -25,11 +25,13 @@ class SavedAgent:
     Attributes:
         policy: plays without exploration.
         config: of its family.
+        sizes: of that environment.
         env, env_options: the environment that it learned in.
     """
 
     policy: StepPolicy
     config: Any
+    sizes: TaskSizes
     env: str
     env_options: dict[str, Any]
 
@@ -75,5 +77,23 @@ def load_agent(folder: Path) -> SavedAgent:
     assert isinstance(policy, nn.Module)  # save_agent takes no other
     policy.load_state_dict(load_file(folder / WEIGHTS))
     return SavedAgent(
-        policy=policy, config=config, env=description["env"], env_options=dict(description["env_options"])
+        policy=policy,
+        config=config,
+        sizes=sizes,
+        env=description["env"],
+        env_options=dict(description["env_options"]),
     )
+
+
+def check_fits(saved: SavedAgent, sizes: TaskSizes, env: str) -> None:
+    """See that an agent can play in an environment.
+
+    Raises:
+        ValueError: if it was made for other observations or actions.
+    """
+    if saved.sizes != sizes:
+        raise ValueError(
+            f"env: {env} has {sizes.observation_size} observations and {sizes.num_actions} actions, but this agent "
+            f"learned in {saved.env} with {saved.sizes.observation_size} and {saved.sizes.num_actions}; leave env out "
+            "to play there"
+        )

@@ -107,7 +107,7 @@ class Run:
         if self.trackers is not None:
             self.trackers.flush()
         if self.processes.first:
-            say(f"{self.label}: stopped by {self.stopping} after step {self.state.step}; go on with resume ({path})")
+            say(f"{self.label}: stopped by {self.stopping} after step {self.state.step}; go on with --resume ({path})")
         return str(self.stopping)
 
     @property
