@@ -1,9 +1,10 @@
 """Feudal networks beside a recurrent A2C of the same size, and without each of their parts; resumable.
 
-python studies/hierarchy_goals.py run corridor --seeds 0 1 2 --output goals.jsonl
-python studies/hierarchy_goals.py run text --seeds 0 1 2 --output goals.jsonl
+python studies/hierarchy_goals.py run corridor text --seeds 0 1 2 3 4 5 6 7 8 9
 python studies/hierarchy_goals.py run text --seeds 0 --variants "recurrent A2C" feudal --learning-rate 6e-3
-python studies/hierarchy_goals.py table --output goals.jsonl
+python studies/hierarchy_goals.py table
+
+`run` adds to `docs/studies/hierarchy-goals.jsonl`; what is there is not run again.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from control_peer import bootstrap_interval, interquartile_mean
+from scipy import stats
 from torch.nn.utils import clip_grad_norm_
 
 from plaudit.algorithms.base import TaskSizes
@@ -30,6 +33,7 @@ from plaudit.rollout.recurrent import RecurrentPolicy, evaluation_of
 from plaudit.rollout.token_mdp import TokenMDP
 from plaudit.rollout.trajectory import Trajectory
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "hierarchy-goals.jsonl"
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "recurrent A2C": None,
     "feudal": {},
@@ -140,28 +144,45 @@ def run(
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Median and all seeds of the success in the last tenth, and over the whole run."""
-    print("| task | variant | seeds | success, last tenth: median (all) | mean over the run | parameters |")
-    print("|---|---|---|---|---|---|")
+    """Interquartile mean of the success in the last tenth with its interval, all seeds, and the mean over the run."""
+    columns = (
+        *("task", "variant", "seeds", "success, last tenth: interquartile mean", "95 % interval", "all", "above 0.9"),
+        *("mean over the run", "paired with feudal", "parameters", "CPU s"),
+    )
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     rates = sorted({row["learning_rate"] for row in rows})
     for task, rate in ((task, rate) for task in TASKS for rate in rates):
+        mine = [row for row in rows if (row["task"], row["learning_rate"]) == (task, rate)]
+        whole = {row["seed"]: float(np.mean(row["curve"])) for row in mine if row["variant"] == "feudal"}
         for variant in VARIANTS:
-            chosen = [
-                row for row in rows if (row["task"], row["learning_rate"], row["variant"]) == (task, rate, variant)
+            chosen = [row for row in mine if row["variant"] == variant]
+            if not chosen:
+                continue
+            ends = sorted(row["success"] for row in chosen)
+            low, high = bootstrap_interval(ends)
+            over = np.mean([np.mean(row["curve"]) for row in chosen])
+            cells = [
+                task,
+                variant if rate == SHARED["learning_rate"] else f"{variant}, rate {rate:g}",
+                len(ends),
+                f"{float(interquartile_mean(ends)):.2f}",
+                f"{low:.2f} to {high:.2f}",
+                ", ".join(f"{end:.2f}" for end in ends),
+                f"{sum(end > 0.9 for end in ends)} of {len(ends)}",
+                f"{over:.2f}",
+                paired([np.mean(row["curve"]) - whole[row["seed"]] for row in chosen if row["seed"] in whole]),
+                chosen[0]["parameters"],
+                f"{np.mean([row['cpu_seconds'] for row in chosen]):.0f}",
             ]
-            if chosen:
-                ends = sorted(row["success"] for row in chosen)
-                over = np.mean([np.mean(row["curve"]) for row in chosen])
-                each = ", ".join(f"{end:.2f}" for end in ends)
-                cells = [
-                    task,
-                    f"{variant}, rate {rate:g}",
-                    len(ends),
-                    f"{np.median(ends):.2f} ({each})",
-                    f"{over:.2f}",
-                    chosen[0]["parameters"],
-                ]
-                print(f"| {' | '.join(map(str, cells))} |")
+            print(f"| {' | '.join(map(str, cells))} |")
+
+
+def paired(differences: list[float]) -> str:
+    """Mean difference of the mean over the run and half a 95 % interval by Student's t."""
+    if len(differences) < 2 or not any(differences):
+        return ""
+    half = stats.t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5
+    return f"{np.mean(differences):+.2f} ± {half:.2f}"
 
 
 def main() -> None:
@@ -171,7 +192,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-rate", type=float, default=SHARED["learning_rate"])
-    parser.add_argument("--output", type=Path, default=Path("goals.jsonl"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []

@@ -1,7 +1,9 @@
 """Styles and goals of a language model whose every answer can be listed: the gap to the exact optimum; resumable.
 
-python studies/hierarchy_text.py run --seeds 0 1 2 --output runs/studies/hierarchy_text.jsonl
-python studies/hierarchy_text.py table --output runs/studies/hierarchy_text.jsonl
+python studies/hierarchy_text.py run --seeds 0 1 2 3 4
+python studies/hierarchy_text.py table
+
+`run` adds to `docs/studies/hierarchy-text.jsonl`; what is there is not run again.
 
 A Llama of 7k parameters over eight tokens answers two prompts with at most four tokens. An answer earns ½
 for every time that its prompt's word stands in it. `plaudit align` is run by its `main`; then all 2801 answers to each
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -33,6 +36,7 @@ from plaudit.models.policy import LanguagePolicy
 from plaudit.rollout.stopping import decode
 from plaudit.training import align
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "hierarchy-text.jsonl"
 COEFFICIENT, LONGEST = 0.5, 4
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 WORDS = ("cat", "dog", "and", ".")
@@ -148,18 +152,25 @@ def run(variant: str, seed: int, iterations: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Gaps of all seeds."""
-    print("| algorithm | gap in shares of J* − J(π_ref): median (all) | total variation | sum of π | CPU s |")
-    print("|---|---|---|---|---|")
+    """Mean gap over seeds with its interval, and the gaps of all."""
+    columns = ("algorithm", "seeds", "gap in shares of J* − J(π_ref)", "all", "total variation", "sum of π", "CPU s")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for variant in VARIANTS:
         chosen = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["seed"])
         if chosen:
             gaps = [row["gap_share"] for row in chosen]
-            each = ", ".join(f"{gap:.4f}" for gap in gaps)
-            means = {name: np.mean([row[name] for row in chosen]) for name in ("total_variation", "cpu_seconds")}
-            cells = [f"{np.median(gaps):.4f} ({each})", f"{means['total_variation']:.3f}"]
+            half = stats.t.ppf(0.975, max(len(gaps) - 1, 1)) * np.std(gaps, ddof=min(1, len(gaps) - 1))
             sums = max((row["sums_to"] for row in chosen), key=lambda found: abs(found - 1))
-            print(f"| {variant} | {' | '.join([*cells, f'{sums:.5f}', str(round(means['cpu_seconds']))])} |")
+            cells = [
+                variant,
+                len(gaps),
+                f"{np.mean(gaps):.4f} ± {half / len(gaps) ** 0.5:.4f}",
+                ", ".join(f"{gap:.4f}" for gap in gaps),
+                f"{np.mean([row['total_variation'] for row in chosen]):.3f}",
+                f"{sums:.5f}",
+                round(float(np.mean([row["cpu_seconds"] for row in chosen]))),
+            ]
+            print(f"| {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
@@ -168,7 +179,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=150)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/hierarchy_text.jsonl"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []

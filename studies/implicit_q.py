@@ -28,6 +28,8 @@ from plaudit.rollout.trajectory import new_trajectory
 EXPECTILES = (0.5, 0.7, 0.9, 0.99, 0.999, 0.999999)
 STRINGS = (1000, 10_000, 100_000)
 STEPS = 800
+NEVER = -20.0
+"""A value so low that decoding never takes the step."""
 
 
 def expectiles(values: Tensor, weights: Tensor, expectile: float) -> Tensor:
@@ -131,7 +133,7 @@ def table_of_learned(problem: TokenMDP, seeds: list[int]) -> None:
     behaviour, best = problem.reference_logprobs[0].exp(), problem.optimal_solution().logprobs
     columns = (
         *("answers", "expectile", "steps never recorded", "mean error of Q", "V(root), exact", "V(root)"),
-        *("gap", "gap, exact", "KL to π*", "CPU s"),
+        *("gap", "without those steps", "gap, exact", "KL to π*", "CPU s"),
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for strings, expectile in product(STRINGS, (0.5, 0.9)):
@@ -149,13 +151,14 @@ def table_of_learned(problem: TokenMDP, seeds: list[int]) -> None:
                     float((shares * (action_values - exact_q).abs()).sum()),
                     float(values[0]),
                     problem.gap(logprobs),
+                    problem.gap(decode(problem, action_values.masked_fill(counts == 0, NEVER))),
                     float(problem.kl(logprobs, best)[0]),
                 ]
             )
-        unseen, error, root, gap, divergence = ([row[place] for row in rows] for place in range(5))
+        unseen, error, root, gap, without, divergence = ([row[place] for row in rows] for place in range(6))
         seconds = (time.process_time() - begun) / len(seeds)
         cells = [f"{strings:,}", expectile, f"{100 * np.mean(unseen):.2f} %", f"{np.mean(error):.3f}"]
-        cells += [f"{exact_values[0]:.3f}", interval(root), interval(gap)]
+        cells += [f"{exact_values[0]:.3f}", interval(root), interval(gap), interval(without)]
         cells += [f"{problem.gap(decode(problem, exact_q)):.3f}", interval(divergence), f"{seconds:.1f}"]
         print(f"| {' | '.join(map(str, cells))} |")
 

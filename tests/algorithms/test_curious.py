@@ -134,6 +134,33 @@ def test_distillation_pays_what_is_new_and_less_and_less_for_the_rest():
     assert torch.allclose(small.pay(often), large.pay(1000 * often + 5), atol=1e-5)
 
 
+def test_distillation_by_hand():
+    """Standardised by all that was seen so far; paid by the error before anything is learned from it."""
+    rnd, seen = build_bonus(DistillationBonusConfig(scale=2.0), TaskSizes(2, 2)), []
+    rnd.target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    batches = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([[[[0.0]]], [[[3.0]]]])
+    errors = []
+    for number, batch in enumerate(batches):
+        known = batches[: number + 1].reshape(-1, 2)
+        standard = (batch - known.mean(0)) / known.std(0, correction=0)
+        error = (rnd.predictor(standard) - rnd.target(standard)).square().mean(-1).detach()
+        errors.append(error)
+        seen.clear()
+        paid = rnd.pay(batch)
+        torch.testing.assert_close(seen[0], standard)
+        torch.testing.assert_close(paid, 2 * error / torch.stack(errors).mean())
+
+
+def test_distillation_limits_what_is_far_away():
+    rnd, seen = build_bonus(DistillationBonusConfig(), TaskSizes(2, 2)), []
+    rnd.target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    spread = torch.randn(1, 199, 2, generator=torch.Generator().manual_seed(0))
+    rnd.pay(torch.cat([spread, torch.tensor([[[1e6, -1e6]]])], 1))
+    # Alone among 200 it is √199 deviations away.
+    assert seen[0][0, -1].tolist() == [5, -5]
+    assert seen[0][0, :-1].abs().max() < 0.1
+
+
 class Recorder:
     """An agent that keeps what it was handed."""
 

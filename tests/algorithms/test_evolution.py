@@ -28,6 +28,20 @@ def test_it_finds_the_top_and_says_how_it_went():
     assert torch.equal(found, evolve(torch.zeros(2, 3), quadratic, **SETTINGS))
 
 
+def test_the_first_candidates_are_as_far_apart_as_was_asked():
+    pytest.importorskip("cma")
+    asked, begin = [], torch.full((2, 3), 7.0, dtype=torch.float64)
+
+    def judge(candidates):
+        asked.append(candidates)
+        return candidates.sum((1, 2))
+
+    evolve(begin, judge, spread=0.5, population=400, generations=1, seed=0)
+    assert asked[0].shape == (400, 2, 3)
+    torch.testing.assert_close(asked[0].mean(0), begin, atol=0.1, rtol=0)
+    torch.testing.assert_close(asked[0].std(0), torch.full_like(begin, 0.5), atol=0.07, rtol=0)
+
+
 def test_without_generations_nothing_moves():
     pytest.importorskip("cma")
     begin = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

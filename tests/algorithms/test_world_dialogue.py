@@ -1,10 +1,12 @@
 """The latent model of the dialogue user, against the exact one."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 
+from plaudit.algorithms.deep_dyna import user_loss
 from plaudit.algorithms.world_dialogue import (
     evolve_speaker,
     fit_latent_user,
@@ -14,6 +16,7 @@ from plaudit.algorithms.world_dialogue import (
 )
 from plaudit.models.user import LatentUser
 from plaudit.rollout.dialogue import DialogueMDP
+from plaudit.rollout.imagined_dialogue import imagined_dialogue, turns_of, user_tables
 from tests.algorithms.test_deep_dyna import the_true_user
 
 
@@ -45,6 +48,26 @@ def test_the_last_turn_s_optimum_is_linear_in_the_belief():
     weights = torch.cat([mdp.mood_rewards.T / mdp.coefficient, torch.zeros(3, 1, dtype=torch.float64)], 1)
     found = speaker_logprobs(weights, features, mdp.reference_logprobs)
     torch.testing.assert_close(found, mdp.optimal_solution().logprobs)
+
+
+def test_a_speaker_is_judged_by_the_learned_user_alone():
+    pytest.importorskip("cma")
+    mdp, user = DialogueMDP(seed=0), LatentUser(3, 2, 2, seed=1)
+    unknown = copy.copy(mdp)
+    unknown.rewards, unknown.reply_probabilities = mdp.rewards * torch.nan, mdp.reply_probabilities * torch.nan
+    found, reached = evolve_speaker(user, unknown, generations=2, population=4)
+    assert reached == float(imagined_dialogue(mdp, *user_tables(user, mdp)).objective(found))
+    torch.testing.assert_close(evolve_speaker(user, mdp, generations=2, population=4)[0], found)
+
+
+def test_of_several_starts_the_likeliest_is_kept():
+    mdp = DialogueMDP(seed=0)
+    real = mdp.sample(mdp.policy(), 50, generator=torch.Generator().manual_seed(0))
+    sizes = {"num_words": 3, "num_replies": 2, "num_moods": 2}
+    starts = [LatentUser(*sizes.values(), seed=1009 * number) for number in range(4)]
+    losses = [float(user_loss(each, *turns_of(real)).detach()) for each in starts]
+    found = fit_latent_user(real, **sizes, restarts=4, steps=0)
+    assert float(user_loss(found, *turns_of(real)).detach()) == min(losses) < max(losses)
 
 
 def test_a_user_learned_from_dialogues_is_the_true_one_and_the_dreamed_speaker_nearly_the_optimum():

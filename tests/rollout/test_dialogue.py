@@ -70,6 +70,15 @@ def test_no_policy_does_better_with_and_without_discount():
         assert reached > mdp.objective(random_policy(mdp), discount=gamma) + 0.01
 
 
+def test_a_discount_counts_each_turn_less_than_the_one_before():
+    mdp, gamma = DialogueMDP(seed=4), 0.7
+    listed, policy = mdp.dialogues(), random_policy(mdp)
+    weights = (mdp.policy_logprobs(policy, listed) + mdp.user_logprobs(listed)).exp()
+    paid = (mdp.rewards - mdp.coefficient * (policy - mdp.reference_logprobs))[listed.states, listed.words]
+    discounted = (paid * torch.tensor(gamma, dtype=torch.float64) ** torch.arange(mdp.num_turns)).sum(1)
+    torch.testing.assert_close(mdp.objective(policy, discount=gamma), (weights * discounted).sum(), **CLOSE)
+
+
 def test_tilting_whole_dialogues_tilts_the_user_and_promises_too_much():
     mdp = DialogueMDP()
     listed, optimum, beta = mdp.dialogues(), mdp.optimal_solution(), mdp.coefficient
@@ -133,3 +142,19 @@ def test_sampling_follows_policy_and_user():
     evaluated = policy.evaluate(found)
     torch.testing.assert_close(found.behaviour_logprobs[found.mask], evaluated.logprobs[found.mask].detach(), **CLOSE)
     torch.testing.assert_close(found.reference_logprobs, found.behaviour_logprobs, **CLOSE)
+
+
+def test_a_word_is_followed_by_the_value_of_the_next_one():
+    mdp = DialogueMDP()
+    policy = mdp.policy()
+    with torch.no_grad():
+        policy.critic.copy_(torch.randn(policy.critic.shape, generator=torch.Generator().manual_seed(0)))
+    found = mdp.sample(policy, 6, generator=torch.Generator().manual_seed(0))
+    words = found.mask[0].nonzero().flatten().tolist()
+    assert words == [0, 2, 4]
+    for word, following in itertools.pairwise(words):
+        assert torch.equal(found.next_values[:, word], found.values[:, following])
+    assert not found.next_values[:, -1].any()
+    assert found.values[:, words].all()
+    assert found.continues[:, -1].sum() == 0
+    assert found.continues[:, :-1].all()

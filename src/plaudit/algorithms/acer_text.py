@@ -13,7 +13,7 @@ from torch import Tensor
 from plaudit.algorithms.acer import acer_loss
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.stepping import guarded_step
-from plaudit.algorithms.updating import combine_metrics
+from plaudit.algorithms.updating import take_steps
 from plaudit.configs.acer import AcerTextConfig
 from plaudit.core.finite import NonFiniteError
 from plaudit.rollout.action_values import ActionTablePolicy
@@ -139,9 +139,7 @@ class AcerText:
         self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
         """Learn from a fresh batch, and from replayed ones."""
-        prepared = self.prepare(trajectory, baselines=baselines)
-        taken = [self.step(prepared, rows) for rows in self.minibatches(prepared, generator)]
-        return self.finish(prepared.metrics | combine_metrics(taken))
+        return take_steps(self, self.prepare(trajectory, baselines=baselines), generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, replay, random state and the average policy."""

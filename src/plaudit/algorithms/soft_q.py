@@ -9,7 +9,7 @@ from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.minibatches import micro_batches, plan_minibatches
 from plaudit.algorithms.stepping import guarded_step
 from plaudit.algorithms.targets import penalised_rewards
-from plaudit.algorithms.updating import combine_metrics
+from plaudit.algorithms.updating import take_steps
 from plaudit.configs.q_learning import SoftQConfig
 from plaudit.core.finite import NonFiniteError
 from plaudit.core.kl import kl_k1
@@ -164,9 +164,7 @@ class SoftQ:
         self, trajectory: Trajectory, *, baselines: Tensor | None = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
         """Every step on one batch of experience; means of their metrics."""
-        prepared = self.prepare(trajectory, baselines=baselines)
-        taken = [self.step(prepared, rows) for rows in self.minibatches(prepared, generator)]
-        return self.finish(prepared.metrics | combine_metrics(taken))
+        return take_steps(self, self.prepare(trajectory, baselines=baselines), generator)
 
     def state_dict(self) -> dict[str, Any]:
         """A counter."""
