@@ -12,6 +12,7 @@ never learned from. Arms, all from the same start and on the same letters:
     refresh 192  the same with four times as many
     at once 48   as many rankings of the fine-tuned model's answers before the run, none on the way
     at once 192  the same with four times as many
+    again 48     no new ones: as much training as `at once 48` has, on rankings that the reward model knows already
 
 Each arm adds a line with its curves to the results, `docs/studies/refresh.jsonl`; what stands there is not run again.
 """
@@ -61,7 +62,7 @@ EVERY = 7
 WINDOW = 6
 """Iterations of which gold is averaged: 48 letters, 384 answers."""
 SETTINGS = {"learning_rate": 2e-4, "kl_coefficient": 0.005}
-ARMS = {"never": 0, "refresh 192": 192, "at once 192": 192, "refresh 48": 48, "at once 48": 48}
+ARMS = {"never": 0, "refresh 192": 192, "at once 192": 192, "refresh 48": 48, "at once 48": 48, "again 48": 0}
 """Rankings of four answers that each asks for."""
 LEARNING = {"epochs": 2.0, "learning_rate": 2e-4, "head_learning_rate": 5e-4, "records_per_step": 4}
 """How the reward model learns from new rankings, on the way or at once."""
@@ -91,11 +92,8 @@ def prepare(folder: Path, seed: int) -> None:
         stage(run)
 
 
-def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Comparison], count: int) -> None:
-    """As many new rankings as a refreshed run asks for in all, of the fine-tuned model's answers, before the run.
-
-    Earlier rankings accompany them as they do on the way: `OLD_PER_NEW` to each new one, or as many as there are.
-    """
+def rankings_of_the_start(folder: Path, seed: int, count: int) -> list[Comparison]:
+    """As many new rankings as a refreshed run asks for in all, of the fine-tuned model's answers."""
     policy = CausalLM.from_pretrained(str(folder / "sft" / "model"))
     run = pipeline.DemoRun(DemoConfig(output=folder, seed=seed, **SIZES), World(seed))
     prompts = run.world.prompts(count)
@@ -104,11 +102,21 @@ def learn_at_once(folder: Path, seed: int, model: RewardModel, rankings: list[Co
         Question(id=f"once-{number}", prompt=prompt, completions=tuple(dict.fromkeys(filter(None, texts))))
         for number, (prompt, texts) in enumerate(zip(prompts, answers, strict=True))
     ]
-    judged = Shop(seed=seed)([question for question in asked if len(question.completions) > 1])
-    earlier = rankings[: round(OLD_PER_NEW * len(judged))]
+    return Shop(seed=seed)([question for question in asked if len(question.completions) > 1])
+
+
+def learn_before(folder: Path, seed: int, arm: str, model: RewardModel, rankings: list[Comparison]) -> None:
+    """Train the reward model before the run, on new rankings with `OLD_PER_NEW` earlier ones each, or on earlier ones.
+
+    In a refreshed run as many earlier rankings accompany each new one.
+    """
+    kind, number = arm.rsplit(" ", 1)
+    judged = rankings_of_the_start(folder, seed, int(number)) if kind == "at once" else []
+    whole = round((1 + OLD_PER_NEW) * int(number))
+    earlier = rankings[: round(OLD_PER_NEW * len(judged))] if judged else rankings[:whole]
     settings = {
         "model": {"backbone": "handed over"},
-        "output": folder / f"at-once-{count}-reward",
+        "output": folder / f"{arm.replace(' ', '-')}-reward",
         "overwrite": True,
         "epochs": LEARNING["epochs"],
         "records_per_step": LEARNING["records_per_step"],
@@ -162,8 +170,8 @@ def run_arm(folder: Path, seed: int, arm: str, iterations: int) -> dict[str, Any
     begun = time.process_time()
     rankings = read_data(DataConfig(path=str(folder / "data" / "train.jsonl"))).records
     model = RewardModel.from_pretrained(folder / "reward" / "model")
-    if arm.startswith("at once"):
-        learn_at_once(folder, seed, model, rankings, ARMS[arm])
+    if arm.startswith(("at once", "again")):
+        learn_before(folder, seed, arm, model, rankings)
     first = RewardModel.from_pretrained(folder / "reward" / "model")
     scorer = combine(
         {
