@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
+from plaudit.core import entropy
 from plaudit.core.entropy import logprobs_and_entropy
 
 
@@ -34,7 +35,9 @@ def test_equals_a_categorical(chunk: int | None, temperature: float, softcap: fl
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_gradients(softcap: float | None) -> None:
+@pytest.mark.parametrize("kept", [0, 1 << 26])
+def test_gradients(softcap: float | None, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entropy, "_LOGITS_KEPT_CPU", kept)
     hidden, weight, targets = example(rows=3, size=2, vocabulary=4)
     inputs = [hidden, weight, torch.zeros(4, dtype=torch.float64)]
     inputs = [tensor.clone().requires_grad_(True) for tensor in inputs]

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 from torch.testing import assert_close
 
-from plaudit.rollout.products import Product, can_prepare
+from plaudit.core.linear import can_lay_out
+from plaudit.rollout.products import Product
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT, BIAS = torch.randn(37, 19, generator=GENERATOR), torch.randn(37, generator=GENERATOR)
@@ -25,7 +26,7 @@ WAYS: dict[str, tuple[Callable[[Product, Tensor, Tensor], Tensor], Callable[[Ten
 @pytest.mark.parametrize("way", WAYS)
 def test_products_equal_torchs_own(way: str, laid_out_for: int, bias: Tensor | None) -> None:
     product = Product(WEIGHT, bias, rows=laid_out_for)
-    assert product.prepared == (laid_out_for > 0 and can_prepare(WEIGHT))
+    assert product.prepared == (laid_out_for > 0 and can_lay_out(WEIGHT))
     run, expected = WAYS[way]
     for rows in (1, 5, 64):
         inputs, other = torch.randn(rows, 19, generator=GENERATOR), torch.randn(rows, 37, generator=GENERATOR)

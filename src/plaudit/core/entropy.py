@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options
+from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options, head_product
+
+# 256 MiB of float32: beside what a model keeps of as many tokens it is little, and a third of the head's work.
+_LOGITS_KEPT_CPU = 1 << 26
 
 
 class _PolicyTerms(torch.autograd.Function):
-    """Forward keeps a normaliser and an entropy per token; backward computes each chunk of logits again."""
+    """Forward keeps a normaliser and an entropy per token; backward computes each chunk of logits again.
+
+    On a CPU a forward with few enough logits keeps their log-probabilities, chunk by chunk, and computes nothing again.
+    """
 
     @staticmethod
     def forward(
@@ -22,15 +28,20 @@ class _PolicyTerms(torch.autograd.Function):
         options: HeadOptions,
     ) -> tuple[Tensor, Tensor]:
         chosen, normalisers, entropies = [], [], []
+        few = hidden.device.type == "cpu" and hidden.shape[0] * weight.shape[0] <= _LOGITS_KEPT_CPU
+        ctx.kept = [] if few and any(ctx.needs_input_grad[:3]) else None
         with torch.autocast(hidden.device.type, enabled=False):
+            product = head_product(hidden, weight, options)
             for rows, wanted in zip(
                 torch.split(hidden, options.chunk), torch.split(targets, options.chunk), strict=True
             ):
-                logits = head_logits(rows, weight, bias, options)
+                logits = head_logits(rows, product, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 logprobs = logits.sub_(normaliser[:, None])
                 chosen.append(logprobs.gather(1, wanted[:, None]).squeeze(1))
                 probabilities = logprobs.exp()
+                if ctx.kept is not None:
+                    ctx.kept.append(logprobs)
                 # p log p is 0 where p is 0, also for logits of minus infinity.
                 logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
                 entropies.append(probabilities.mul_(logprobs).sum(-1).neg_())
@@ -55,11 +66,18 @@ class _PolicyTerms(torch.autograd.Function):
                 found: Tensor = logprobs.exp_().mul_(-grad[part, None])
             else:
                 probabilities = logprobs.exp()
+                if ctx.kept is not None:
+                    ctx.kept.append(logprobs)
                 surprise = torch.where(probabilities > 0, logprobs, 0.0) + entropy[part, None]
                 found = -probabilities * (grad[part, None] + surprise * grad_entropy[part, None])
             return found.scatter_add_(1, targets[part, None], grad[part, None])
 
-        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
+        def logits_of(part: slice) -> Tensor:
+            logprobs: Tensor = ctx.kept[part.start // ctx.options.chunk]
+            return logprobs + normaliser[part, None]
+
+        logits = None if ctx.kept is None else logits_of
+        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes, logits)
         return *found, None, None
 
 
@@ -78,7 +96,8 @@ def logprobs_and_entropy(
     Equations, with `z = (h W^T + bias) / τ` (soft-capped before the division where the model does so):
     `log p_n = z_{n,t_n} - log Σ_v exp z_{n,v}` and `H_n = -Σ_v p_{n,v} log p_{n,v}`.
     Gradients: `∂ log p / ∂ z_v = [v = t] - p_v` and `∂ H / ∂ z_v = -p_v (log p_v + H)`. At most `chunk x V` logits
-    exist at any time, in forward and in backward, which computes them a second time.
+    exist at any time, in forward and in backward, which computes them a second time; on a CPU a table of no more than
+    256 MiB is kept instead.
 
     Args:
         hidden: `[N, H]`, the states that predict (see `PackedLayout.predictor_index`).

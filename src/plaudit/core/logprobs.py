@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options
+from plaudit.core.vocabulary_head import HeadOptions, head_gradients, head_logits, head_options, head_product
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -23,10 +23,11 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         parts, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
+            product = head_product(hidden, weight, options)
             for rows, wanted in zip(
                 torch.split(hidden, options.chunk), torch.split(targets, options.chunk), strict=True
             ):
-                logits = head_logits(rows, weight, bias, options)
+                logits = head_logits(rows, product, bias, options)
                 normaliser = torch.logsumexp(logits, dim=-1)
                 parts.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
                 normalisers.append(normaliser)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plaudit.core.linear import FEWEST_ROWS, can_lay_out, laid_out_product
+
 # 64 MiB of float32 logits at a time: large enough for full speed, small beside any model that needs the chunking.
 _LOGITS_PER_CHUNK = 1 << 24
 # A processor's cache holds less, and its allocator hands out blocks above 32 MiB with fresh pages every time; products
@@ -65,9 +67,18 @@ def _chunk_rows(weight: Tensor) -> int:
     return min(most, max(_FEWEST_ROWS_CPU, _LOGITS_PER_CHUNK_CPU // weight.shape[0]))
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> Tensor:
+def head_product(hidden: Tensor, weight: Tensor, options: HeadOptions) -> Callable[[Tensor], Tensor]:
+    """`h -> h W^T` for the chunks of states `[N, H]`; on the CPU the weight is laid out once for all of them."""
+    if hidden.dtype == torch.float32 and hidden.shape[0] >= FEWEST_ROWS and can_lay_out(weight):
+        return laid_out_product(weight, min(options.chunk, hidden.shape[0]))
+    return lambda rows: rows @ weight.to(rows.dtype).T
+
+
+def head_logits(
+    hidden: Tensor, product: Callable[[Tensor], Tensor], bias: Tensor | None, options: HeadOptions
+) -> Tensor:
     """`z = c tanh((h W^T + bias) / c) / τ`, `[n, V]` in at least float32; the product runs in the dtype of `hidden`."""
-    logits = hidden @ weight.to(hidden.dtype).T
+    logits = product(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
@@ -83,8 +94,9 @@ def head_gradients(
     options: HeadOptions,
     needed: tuple[bool, bool, bool],
     slopes: Callable[[slice, Tensor], Tensor],
+    kept: Callable[[slice], Tensor] | None = None,
 ) -> HeadGradients:
-    """Backward through the head: every chunk of logits is computed again and handed to `slopes`.
+    """Backward through the head: every chunk of logits is computed again, or was kept, and is handed to `slopes`.
 
     Args:
         hidden: `[N, H]`.
@@ -93,6 +105,7 @@ def head_gradients(
         options: as in the forward.
         needed: whether the gradients of `hidden`, `weight` and `bias` are asked for.
         slopes: from a slice of the rows and their logits `z [n, V]`, which it may overwrite, to `∂ loss / ∂ z`.
+        kept: from a slice of `chunk` rows to a fresh tensor of their logits; None computes them again.
 
     Returns:
         the gradients, in the dtypes of what they belong to.
@@ -101,9 +114,11 @@ def head_gradients(
     grad_hidden = torch.empty_like(hidden) if needed[0] else None
     grad_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
     grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
+    product = head_product(hidden, weight, options)
+    back = head_product(hidden, weight.T, options)
     for start in range(0, hidden.shape[0], options.chunk):
         part = slice(start, start + options.chunk)
-        logits = head_logits(hidden[part], weight, bias, options)
+        logits = head_logits(hidden[part], product, bias, options) if kept is None else kept(part)
         capped = None if options.softcap is None else (logits / (options.softcap / options.temperature)).square()
         grad_logits = slopes(part, logits)
         if capped is not None:
@@ -114,7 +129,7 @@ def head_gradients(
             grad_bias += grad_logits.sum(0)
         grad_logits = grad_logits.to(hidden.dtype)
         if grad_hidden is not None:
-            grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
+            grad_hidden[part] = back(grad_logits)
         if grad_weight is not None:
             grad_weight += grad_logits.T @ hidden[part]
     return HeadGradients(

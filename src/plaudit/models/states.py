@@ -11,6 +11,7 @@ from plaudit.core.layout import PackedBatch, PackedLayout
 from plaudit.data.packing import PaddedRows, unpack_rows
 from plaudit.models.attention_backends import require_backend
 from plaudit.models.packed_attention import LAYOUT_ARGUMENT, PackedAttention
+from plaudit.models.quick_products import quick_products
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -70,16 +71,17 @@ def packed_states(
     """
     require_backend(backend)
     attention = PackedAttention(batch.layout, backend)
-    output = model(
-        input_ids=batch.input_ids[None],
+    arguments = {
+        "input_ids": batch.input_ids[None],
         # Four dimensions: transformers hands such a mask on as it is and builds none. Packed attention ignores it.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
-        position_ids=batch.layout.positions[None] + position_offset(model),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
+        "position_ids": batch.layout.positions[None] + position_offset(model),
         **_no_cache(model),
         **_token_types(model, completion_mask(batch.layout)[None], completion_token_type),
         **_wanted(layers),
-        **{LAYOUT_ARGUMENT: attention},
-    )
+    }
+    with quick_products(model, batch.layout.num_tokens):
+        output = model(**arguments, **{LAYOUT_ARGUMENT: attention})
     expected = num_attention_layers(model)
     if attention.calls != expected:
         raise RuntimeError(
@@ -113,7 +115,9 @@ def padded_states(
         its rows have the same.
     """
     rows = unpack_rows(batch, pad_id, side)
-    states = _read(model(**row_arguments(model, rows, completion_token_type), **_wanted(layers)), layers)
+    with quick_products(model, rows.input_ids.numel()):
+        output = model(**row_arguments(model, rows, completion_token_type), **_wanted(layers))
+    states = _read(output, layers)
     return states.flatten(0, 1)[_packed_places(rows, batch.layout)]
 
 

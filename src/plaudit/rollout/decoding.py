@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from plaudit.core.layout import PackedLayout
 from plaudit.models.packed_attention import BACKENDS, AttentionOptions, PackedAttention
+from plaudit.models.quick_products import quick_products
 from plaudit.models.states import num_attention_layers, position_offset, takes_argument
 from plaudit.rollout.lean import LeanStep
 
@@ -93,7 +94,8 @@ class SharedPrefixDecoder:
         self._prefilling = PackedAttention(layout)
         self._places = (block * int(lengths.max()) + positions).to(self._device)
         ids = torch.tensor([token for prompt in self._prompts for token in prompt], device=self._device)
-        states = self._forward(ids, layout.positions)
+        with quick_products(self._base, len(ids)):
+            states = self._forward(ids, layout.positions)
         self._prefilling = None
         return states[layout.completion_ends - 1]
 

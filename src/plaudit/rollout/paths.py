@@ -40,7 +40,8 @@ def decoding_path(model: CausalLM) -> str:
 @torch.no_grad()
 def _choose(model: CausalLM) -> str:
     name = type(unwrap(model.model)).__name__
-    exact = next(model.parameters()).dtype == torch.float32
+    first = next(model.parameters())
+    exact = first.dtype == torch.float32 and not torch.is_autocast_enabled(first.device.type)
     tolerance = 1e-4 if exact else 0.1
     vocabulary = min(1000, model.head[0].shape[0])
     fault: str | None = "the model takes plain rows"
@@ -80,7 +81,9 @@ def twin_fault(base: nn.Module, path: str) -> str | None:
         except (*_FAULTS, AssertionError) as error:
             _verdicts[key] = f"no twin could be built ({type(error).__name__}: {error})"
         else:
-            _verdicts[key] = decoding_fault(twin, path, 1e-5, 64)
+            # The twin is on the CPU, and answers for the code, not for the precision of the moment.
+            with torch.autocast("cpu", enabled=False):
+                _verdicts[key] = decoding_fault(twin, path, 1e-5, 64)
     return _verdicts[key]
 
 

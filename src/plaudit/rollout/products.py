@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-
-def can_prepare(weight: Tensor) -> bool:
-    """Whether a weight `[out, in]` can be laid out for oneDNN: float32 on a CPU, without autocast."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    # Names that torch's own compiler uses; not every build has them.
-    return available and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )
+from plaudit.core.linear import can_lay_out
 
 
 class Product:
@@ -39,7 +30,7 @@ class Product:
             rows: about how many rows there will be; 0 leaves the weight as it is.
         """
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self.prepared = rows > 0 and can_prepare(weight)
+        self.prepared = rows > 0 and can_lay_out(weight)
         if self.prepared:
             operations: Any = torch.ops.mkldnn
             self._laid_out = operations._reorder_linear_weight(self._weight.contiguous(), rows)

@@ -117,4 +117,6 @@ class TextActionValues:
         weight, bias, softcap = model.head
         states = model(batch) if states is None else states
         options = HeadOptions(len(places), softcap, self.text_policy.temperature)
-        return torch.log_softmax(head_logits(states[places], weight, bias, options), -1)
+        return torch.log_softmax(
+            head_logits(states[places], lambda rows: rows @ weight.to(rows.dtype).T, bias, options), -1
+        )
