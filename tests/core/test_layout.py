@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from plaudit.core.layout import PackedBatch, PackedLayout, check_layout, scatter_to_table
+from plaudit.core.transfer import to_device
+from plaudit.models.attention_layout import PackedAttention
 
 
 def two_blocks() -> PackedLayout:
@@ -103,3 +105,25 @@ def test_check_layout_refuses_dtypes_and_shared_encoder_blocks() -> None:
         check_layout(replace(two_blocks(), causal=False))
     with pytest.raises(ValueError, match=r"segment_ids\[1\] is 1"):
         check_layout(replace(encoder_blocks(), segment_ids=torch.tensor([0, 1, 1, 0, 1])))
+
+
+def test_a_moved_layout_is_read_on_the_host_that_it_came_from() -> None:
+    layout = two_blocks()
+    assert layout.on_host is layout
+    moved = layout.to("meta")
+    assert moved.positions.device.type == "meta"
+    assert moved.on_host is layout
+    assert PackedAttention(moved).blocks == PackedAttention(layout).blocks
+    assert moved.to("meta").on_host is layout
+
+
+def test_a_copy_to_a_gpu_is_pinned_and_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    tensor = torch.arange(3)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: calls.append((where, how)) or self)
+    to_device(tensor, "cuda:1")
+    assert calls == ["pinned", (("cuda:1",), {"non_blocking": True})]
+    calls.clear()
+    to_device(tensor, "cpu")
+    assert calls == [(("cpu",), {})]

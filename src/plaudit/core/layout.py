@@ -1,9 +1,12 @@
 """The packed layout: many groups laid end to end in one row, without padding and without repeated prompts."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from plaudit.core.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class PackedLayout:
         num_groups: `P`.
         num_slots: `K`, the width of the `[P, K]` score table.
         causal: True for decoders; False for encoders.
+        host: the layout on the CPU that this one was moved from, or None.
     """
 
     positions: Tensor
@@ -48,6 +52,7 @@ class PackedLayout:
     num_groups: int
     num_slots: int
     causal: bool = True
+    host: "PackedLayout | None" = field(default=None, compare=False, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -72,9 +77,15 @@ class PackedLayout:
         return index.scatter(0, self.completion_starts[has_prefix], self.prefix_ends[has_prefix] - 1)
 
     def to(self, device: torch.device | str) -> "PackedLayout":
-        """The same layout with every index tensor on `device`."""
+        """The same layout with every index tensor on `device`; `host` stays behind."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[arg-type]
+        moved: dict[str, Any] = {name: to_device(tensor, device) for name, tensor in tensors.items()}
+        return replace(self, **moved, host=self.on_host if self.positions.device.type == "cpu" else self.host)
+
+    @property
+    def on_host(self) -> "PackedLayout":
+        """The layout to read plain numbers from: the one that was moved, where there is one, so that nobody waits."""
+        return self if self.host is None else self.host
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on `device`."""
-        return PackedBatch(self.input_ids.to(device), self.layout.to(device))
+        return PackedBatch(to_device(self.input_ids, device), self.layout.to(device))
 
 
 def check_layout(layout: PackedLayout) -> None:
@@ -108,14 +119,14 @@ def check_layout(layout: PackedLayout) -> None:
             the spans, groups or slots out of range, two completions of one group in one slot, or a bidirectional
             block with several completions.
     """
-    for field in fields(layout):
-        value = getattr(layout, field.name)
+    for each in fields(layout):
+        value = getattr(layout, each.name)
         if not isinstance(value, Tensor):
             continue
-        per_token = field.name in ("positions", "block_ids", "segment_ids")
+        per_token = each.name in ("positions", "block_ids", "segment_ids")
         size = layout.num_tokens if per_token else layout.num_completions
         if value.dtype != torch.int64 or value.shape != (size,):
-            raise ValueError(f"{field.name} must be int64 [{size}], got {value.dtype} {list(value.shape)}")
+            raise ValueError(f"{each.name} must be int64 [{size}], got {value.dtype} {list(value.shape)}")
     if layout.num_completions == 0:
         raise ValueError("the layout has no completion")
     first = _check_tiling(layout)

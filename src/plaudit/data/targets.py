@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit.core.transfer import to_device
 from plaudit.data.records import (
     Comparison,
     Judgement,
@@ -60,7 +61,7 @@ class PreferenceTargets:
 
     def to(self, device: torch.device | str) -> "PreferenceTargets":
         """The same targets on `device`."""
-        return PreferenceTargets(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return PreferenceTargets(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
 
 
 def make_targets(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plaudit.core.layout import PackedLayout
+from plaudit.core.transfer import to_device
 
 Span = tuple[int, int]
 """First place in the row and one past the last."""
@@ -136,14 +137,14 @@ class SequenceIndices(NamedTuple):
 def running_ends(spans: Sequence[Span], device: torch.device) -> Tensor:
     """`0` and the running sum of the spans' lengths: int32, one more number than spans."""
     lengths = torch.tensor([0, *(end - start for start, end in spans)])
-    return lengths.cumsum(0).to(torch.int32).to(device)
+    return to_device(lengths.cumsum(0).to(torch.int32), device)
 
 
 def gather_rows(spans: Sequence[Span], device: torch.device) -> Tensor:
     """The places that the spans cover, one span after the other: `[sum of lengths]` int64."""
     if not spans:
         return torch.empty(0, dtype=torch.long, device=device)
-    return torch.cat([torch.arange(start, end) for start, end in spans]).to(device)
+    return to_device(torch.cat([torch.arange(start, end) for start, end in spans]), device)
 
 
 class PackedAttention:
@@ -175,8 +176,8 @@ class PackedAttention:
 
     @property
     def blocks(self) -> tuple[BlockSpans, ...]:
-        """Every block of the row, in its order; the one wait for the device in a forward."""
-        return self.derived("blocks", lambda: block_spans(self.layout))  # type: ignore[no-any-return]
+        """Every block of the row, in its order; read from the layout on the CPU that this one was moved from."""
+        return self.derived("blocks", lambda: block_spans(self.layout.on_host))  # type: ignore[no-any-return]
 
     @property
     def pieces(self) -> tuple[Span, ...]:

@@ -11,6 +11,7 @@ from plaudit.core.plackett_luce import MAX_EXACT_COMPLETIONS
 from plaudit.core.pointwise_losses import classification_loss, regression_loss, reward_centring_loss
 from plaudit.core.preference_losses import best_of_k_loss, pairwise_ranking_loss, plackett_luce_loss, votes_loss
 from plaudit.core.ties import TIE_MODELS, initial_tie_parameter
+from plaudit.core.transfer import to_device
 from plaudit.data.records import (
     Best,
     Comparison,
@@ -157,10 +158,10 @@ class PreferenceObjective(nn.Module):
         """
         loss = total.new_zeros(())
         for name in dict.fromkeys(losses):
-            rows = torch.tensor([i for i, each in enumerate(losses) if each == name], device=total.device)
+            rows = to_device(torch.tensor([i for i, each in enumerate(losses) if each == name]), total.device)
             part = self._loss(name, scores[rows], total[rows], select(targets, rows), normaliser, smoothing)
             loss = loss + part
-        comparative = torch.tensor([name not in ABSOLUTE_LOSSES for name in losses], device=total.device)
+        comparative = to_device(torch.tensor([name not in ABSOLUTE_LOSSES for name in losses]), total.device)
         if smoothing and self.config.centring:
             mask = targets.judged & comparative[:, None]
             weights = targets.weights

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plaudit.configs.sft import SftConfig
 from plaudit.core.layout import PackedBatch
+from plaudit.core.transfer import to_device
 from plaudit.data.batching import Step, StepSchedule
 from plaudit.data.prefetch import prefetched
 from plaudit.data.records import Demonstration
@@ -104,7 +105,7 @@ class SftTrainer:
         """The records of these indices, on this process's device; none where it only keeps the others company."""
         weights = torch.tensor([data.records[index].weight for index in chosen])
         batch = data.pack(chosen or [data.shortest])
-        return MicroBatch(tuple(chosen), batch.to(self.device), weights.to(self.device))
+        return MicroBatch(tuple(chosen), batch.to(self.device), to_device(weights, self.device))
 
     def stream(self, schedule: StepSchedule, start: int, stop: int) -> Iterator[tuple[Step, MicroBatch]]:
         """The micro-batches of steps `start` to `stop`, each with its step."""
