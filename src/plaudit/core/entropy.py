@@ -73,8 +73,8 @@ class _PolicyTerms(torch.autograd.Function):
             return found.scatter_add_(1, targets[part, None], grad[part, None])
 
         def logits_of(part: slice) -> Tensor:
-            logprobs: Tensor = ctx.kept[part.start // ctx.options.chunk]
-            return logprobs + normaliser[part, None]
+            found: Tensor = ctx.kept[part.start // ctx.options.chunk] + normaliser[part, None]
+            return found
 
         logits = None if ctx.kept is None else logits_of
         found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes, logits)

@@ -5,6 +5,7 @@ language model's layers: on an otherwise idle AMD core 97 to 103 Gflop/s for `x 
 slower at `gᵀ x`, which therefore stays with BLAS. Numbers differ by the order of summation alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def can_lay_out(weight: Tensor) -> bool:
     )
 
 
-def laid_out_product(weight: Tensor, rows: int) -> Any:
+def laid_out_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """`x -> x Wᵀ` for about `rows` rows `[n, in]` at a time, with the weight laid out once; without gradients.
 
     Args:
