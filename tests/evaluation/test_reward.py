@@ -178,6 +178,7 @@ def test_dry_run_reads_and_stops(data, tmp_path, capsys):
         ({"data": ("data.jsonl",), "probe_file": "missing.yaml"}, "probe_file: missing.yaml: no such file"),
         ({"data": ("data.jsonl",), "scores": ("a=missing.jsonl",)}, "missing.jsonl: no such file of scores"),
         ({"data": ("data.jsonl",), "device": "gpu7"}, "device: 'gpu7' cannot be used here"),
+        ({"data": ("data.jsonl",)}, "no/such/model: no such folder"),
     ],
 )
 def test_faults_are_found_before_a_model_is_loaded(settings, message, data, tmp_path, monkeypatch):

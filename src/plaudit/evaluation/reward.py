@@ -22,7 +22,6 @@ from plaudit.evaluation.reward_statistics import METRICS
 from plaudit.evaluation.rewardbench import RewardBenchResult, rewardbench
 from plaudit.evaluation.running import Progress, pick_device, say
 from plaudit.evaluation.scoring import ModelScorer, read_scores, write_scores
-from plaudit.models.backbone import require_folder_or_hub_name
 
 if TYPE_CHECKING:
     from plaudit.models.reward_model import RewardModel
@@ -55,8 +54,6 @@ def evaluate_reward(config: EvaluateRewardConfig, *, dry_run: bool = False) -> R
         say(f"would score {counts['completions']:,} completions with each of {len(config.models)} models")
         return None
     _require_answerable(judged, comparisons, config)
-    for _, place in config.named_sources()[: len(config.models)]:
-        require_folder_or_hub_name(place)
     config.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows before the work
     notes: list[str] = []
     scores: dict[str, Rows] = {}
@@ -171,6 +168,12 @@ def _require_answerable(judged: JudgedSet, comparisons: Sequence[Comparison], co
         read_probes(config.probe_file)
     for _, place in config.named_sources()[len(config.models) :]:
         read_scores(Path(place), comparisons)
+    if config.models:
+        from plaudit.models.backbone import require_folder_or_hub_name
+
+        pick_device(config.device)
+        for _, place in config.named_sources()[: len(config.models)]:
+            require_folder_or_hub_name(place)
 
 
 def _score_with_model(
