@@ -129,7 +129,9 @@ def compare(folder: Path, algorithm: str) -> dict[str, float]:
     kept = folder / f"kept-{algorithm}.pt"
     command = [str(trl_python()), str(HERE / "work_trl_rl.py"), str(folder), algorithm, "--keep", str(kept)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{algorithm}: TRL's step ended with code {done.returncode}:\n{done.stderr[-3000:]}")
     found = agreement(folder, kept, align_config(folder, algorithm))
     if wrong := {name: found[name] for name, limit in AGREEMENT.items() if not found[name] <= limit}:
         raise RuntimeError(f"{algorithm}: the two differ on the same answers: {wrong}")

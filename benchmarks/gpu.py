@@ -1,6 +1,6 @@
 """The rows that need a GPU: a decoder of half a billion parameters in bf16 against the limit of the device.
 
-    python benchmarks/gpu.py [--steps 5] [--data FOLDER]
+    python benchmarks/gpu.py [WORKLOAD …] [--steps 5] [--data FOLDER]
 
 Random weights, the token lengths of real rankings, Plaudit's own training step. Against TRL on the same device:
 `python benchmarks/against_trl.py --device cuda --save-as against_trl_gpu`. Without a GPU it says so and writes nothing.
@@ -35,6 +35,8 @@ WORKLOADS_LARGE = (
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [each.name for each in WORKLOADS_LARGE]
+    parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD", help=", ".join(names))
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the preference data")
     parser.add_argument("--tokens-per-micro-batch", type=int, default=32_768, help="of one forward pass")
@@ -48,21 +50,17 @@ def main() -> None:
         "precision": "bf16",
         "tokens_per_micro_batch": arguments.tokens_per_micro_batch,
     }
-    results = [
-        measure(
-            workload,
-            arguments.steps,
-            arguments.data,
-            sizes=DECODER_HALF_BILLION,
-            changes=changes,
-            dtype=torch.bfloat16,
-        )
-        for workload in WORKLOADS_LARGE
-    ]
-    print(table(rows(results, GOAL)), table(profile_rows(results)), sep="\n\n")
-    if arguments.save_as:
-        command = f"python benchmarks/gpu.py --steps {arguments.steps}"
-        print(save(arguments.save_as, command, results).relative_to(ROOT))
+    results: list[dict[str, Any]] = []
+    for workload in WORKLOADS_LARGE:
+        if arguments.workloads and workload.name not in arguments.workloads:
+            continue
+        sizes = {"sizes": DECODER_HALF_BILLION, "changes": changes, "dtype": torch.bfloat16}
+        results.append(measure(workload, arguments.steps, arguments.data, **sizes))
+        print(table(rows(results, GOAL)), table(profile_rows(results)), sep="\n\n", flush=True)
+        if arguments.save_as:
+            # After each: what was measured is kept when the time on a lent machine is over.
+            command = " ".join(["python benchmarks/gpu.py", *arguments.workloads, f"--steps {arguments.steps}"])
+            print(save(arguments.save_as, command, results).relative_to(ROOT), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def move_weights(model: nn.Module, size: float = 0.01) -> None:
     """Add the same noise to a language model in every worker, so that it differs from the reference it started as."""
     generator = torch.Generator().manual_seed(0)
     for _, parameter in sorted(model.named_parameters()):
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=size)
 
 
 def shared_names(model: nn.Module) -> dict[str, Tensor]:

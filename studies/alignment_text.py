@@ -4,8 +4,8 @@
     python studies/alignment_text.py [--scale large] table
 
 `run` fine-tunes a decoder from random weights on the shortest worked solutions of GSM8K and then rewards its own
-answers to other questions, once per reward below; a third set of questions is answered before and after. What is
-finished is not made again. `table` draws the curves and writes the JSON, also of a run that has not come to its end.
+answers to other questions, once per reward below; at the larger scales a third set is answered before and after. What
+is finished is not made again. `table` draws the curves and writes the JSON, also of a run that has not come to its end.
 
 Scales: `small`, two layers of 128 on 2,000 solutions, for a CPU; `large`, twelve layers of 512 (about 40 million
 weights) on 6,800, for a GPU; `tiny` only to try the script.
@@ -41,8 +41,8 @@ IMAGES = ROOT / "docs" / "images" / "studies"
 RESULTS = ROOT / "docs" / "studies"
 ENDING = r".*#### -?\$?[\d,]*\.?\d+"
 REWARDS: dict[str, dict[str, float]] = {
-    "match": {"match": 1.0, "arithmetic": 0.0, "ending": 0.0},
     "dense": {"match": 1.0, "arithmetic": 1.0, "ending": 0.5},
+    "match": {"match": 1.0, "arithmetic": 0.0, "ending": 0.0},
 }
 """Weights of the parts: the right number alone; or also right equations on the way and an ending as asked."""
 
@@ -54,7 +54,7 @@ class Scale:
     Attributes:
         demonstrations: solutions to fine-tune on, `epochs` times, `records_per_step` to a step.
         questions: answered and rewarded.
-        held_out: further questions, answered before and after, once each.
+        held_out: further questions, answered before and after, once each; 0 for none.
         hidden: width of the decoder.
         layers: its layers.
         vocabulary: tokens of its tokenizer.
@@ -66,7 +66,7 @@ class Scale:
 
     demonstrations: int = 2000
     questions: int = 400
-    held_out: int = 100
+    held_out: int = 0
     epochs: float = 2
     records_per_step: int = 8
     hidden: int = 128
@@ -83,7 +83,7 @@ class Scale:
 SCALES = {
     "tiny": Scale(60, 20, 8, 1, 8, 64, 1, 400, 24, 2, 4, 4),
     "small": Scale(),
-    "large": Scale(6800, 500, 170, 6, 32, 512, 12, 4000, 200, 60, 16, 8, (1e-3, 3e-5), "bf16"),
+    "large": Scale(6800, 500, 170, 4, 32, 512, 12, 4000, 200, 40, 16, 8, (1e-3, 1e-4), "bf16"),
 }
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -172,7 +172,7 @@ def run(data: Path, output: Path, scale: Scale, device: str) -> None:
     card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     described = {"device": card, "python": platform.python_version(), "torch": torch.__version__, **asdict(scale)}
     (output / "run.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    model = fine_tune(train, held_out, output, scale, device)
+    model = fine_tune(train, held_out or questions[:100], output, scale, device)
     parts = {"match": numeric_match(find="marked"), "arithmetic": arithmetic, "ending": matches(ENDING)}
     prompts, held = (
         [PromptRecord(prompt=each.prompt, columns={"answer": each.completion}) for each in some]
@@ -207,7 +207,7 @@ def run(data: Path, output: Path, scale: Scale, device: str) -> None:
             "tokens_per_micro_batch": 16_384,
         }
         reward = combine({part: (parts[part], weight) for part, weight in weights.items()})
-        align.main(AlignConfig.model_validate(settings), prompts=prompts, held_out=held, reward=reward)
+        align.main(AlignConfig.model_validate(settings), prompts=prompts, held_out=held or None, reward=reward)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.configs.training import TrainingConfig
+from plaudit.core.transfer import to_device
 from plaudit.training.guards import require_finite_gradient, require_finite_losses
 from plaudit.training.messages import say
 from plaudit.training.optimizers import set_learning_rate
@@ -134,8 +135,8 @@ class Run:
         own = torch.stack([*losses, *tally.values()])
         table = own.new_zeros(world, count)
         table[rank] = own[:count]
-        flags = [float(self.stop.requested == name) for name in STOP_SIGNALS]
-        shared = self.processes.sum(torch.cat([table.flatten(), own[count:], own.new_tensor(flags)]))
+        flags = torch.tensor([float(self.stop.requested == name) for name in STOP_SIGNALS], dtype=own.dtype)
+        shared = self.processes.sum(torch.cat([table.flatten(), own[count:], to_device(flags, own.device)]))
         *numbers, terminated, interrupted, norm_value = torch.cat([shared, norm.to(own)[None]]).tolist()
         if terminated or interrupted:
             self._agreed = STOP_SIGNALS[0] if terminated else STOP_SIGNALS[1]
