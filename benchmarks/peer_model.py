@@ -11,6 +11,22 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
+TRAINER: dict[str, Any] = {
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1e6,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+"""What every trainer of TRL gets: float32 and nothing but the steps."""
+
+
 class MeanPooledEncoder(PreTrainedModel):
     """An encoder whose score is a linear function of the mean over all token states, as Plaudit's `mean` over the text.
 

@@ -13,7 +13,7 @@ import transformers
 import trl
 from datasets import Dataset
 from lockstep import Turns
-from peer_model import exploded_pairs, load, shared_names
+from peer_model import TRAINER, exploded_pairs, load, shared_names
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -40,20 +40,10 @@ def main(folder: Path, gradient_file: Path) -> None:
         gradient_accumulation_steps=accumulate,
         max_steps=len(steps),
         learning_rate=settings["learning_rate"],
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=1e6,
         max_length=None,
-        gradient_checkpointing=False,
-        bf16=False,
         train_sampling_strategy="sequential",
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         use_cpu=settings["changes"].get("device", "cpu") == "cpu",
-        dataloader_pin_memory=False,
+        **TRAINER,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / ("backbone" if (folder / "backbone").exists() else "model"))
     trainer = LossKeepingTrainer(model=model, args=arguments, train_dataset=elements(steps), processing_class=tokenizer)

@@ -16,7 +16,7 @@ import torch
 import trl
 from datasets import Dataset
 from lockstep import Turns
-from peer_model import move_weights
+from peer_model import TRAINER, move_weights
 from phases import Phases
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,22 +36,12 @@ def main(folder: Path, algorithm: str, keep: Path | None = None) -> None:
         num_generations=settings["samples"],
         max_completion_length=settings["new_tokens"],
         max_steps=1 if keep else settings["iterations"],
-        max_grad_norm=1e6,
         beta=settings["kl_coefficient"],
         learning_rate=settings["learning_rate"],
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
         temperature=1.0,
         shuffle_dataset=False,
-        gradient_checkpointing=False,
-        bf16=False,
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         use_cpu=settings["device"] == "cpu",
-        dataloader_pin_memory=False,
+        **TRAINER,
         **more,
     )
     phases = Phases(device=settings["device"])
