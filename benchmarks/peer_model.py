@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-
 TRAINER: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "weight_decay": 0.0,
