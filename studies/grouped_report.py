@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from grouped_vs_shuffled import ARMS, NAMES, ROOT
+from matplotlib.ticker import NullFormatter
 
 PAGES = ROOT / "docs" / "studies"
 IMAGES = ROOT / "docs" / "images" / "studies"
@@ -189,6 +190,8 @@ def plot(name: str, found: Curves) -> Path | None:
                 panel.axhline(math.log(2), color="#888888", linestyle=":", linewidth=1)
                 panel.set_ylim(bottom - 0.02, 0.9)
             panel.set_xscale("linear" if clock == "epoch" else "log")
+            if clock != "epoch":
+                panel.xaxis.set_minor_formatter(NullFormatter())  # on short axes they run into each other
             panel.set(xlabel=label, title=f"K = {count}: {'log-loss' if value == 'log_loss' else 'accuracy'}")
             panel.grid(alpha=0.25)
     panels[0][0].legend(fontsize=7)

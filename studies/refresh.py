@@ -290,7 +290,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         means = {name: np.mean([row[name] for row in chosen], 0) for name in ("gold", "first", "kl")}
         for place, name in enumerate(("gold", "first")):
             along = smooth(means[name].tolist())
-            label = f"{arm} ({len(chosen)} seeds)"
+            label = f"{arm} ({len(chosen)} seed{'s' * (len(chosen) > 1)})"
             axes[place].plot(np.arange(WINDOW, len(means[name]) + 1), along, label=label)
         columns = zip(means["gold"], means["first"], means["kl"], strict=True)
         lines += [f'"{arm}",{n},{a:.4f},{b:.4f},{c:.4f}' for n, (a, b, c) in enumerate(columns, 1)]
@@ -299,7 +299,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes[place].set_xlabel("iteration")
         for refresh in range(EVERY, len(rows[0]["gold"]), EVERY):
             axes[place].axvline(refresh, color="0.85", linewidth=0.8, zorder=0)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     path.with_suffix(".csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
