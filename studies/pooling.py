@@ -8,7 +8,7 @@ of the attention's logits, chosen on a fifth of the training records; the mean i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,36 +83,40 @@ def table_of(scores: Tensor, counts: Sequence[int], width: int) -> Tensor:
     return torch.zeros(present.shape, dtype=scores.dtype).masked_scatter(present, scores)
 
 
-def loss_on(
-    answers: Answers, records: Sequence[Comparison], table: Tensor, objective: PreferenceObjective, width: int
-) -> Tensor:
-    """The loss per unit of weight."""
+def loss_of_table(
+    records: Sequence[Comparison], objective: PreferenceObjective, width: int
+) -> Callable[[Tensor], Tensor]:
+    """The loss per unit of weight of a `[P, K]` table of scores of these records."""
     config = objective.config
     targets = make_targets(records, num_slots=width, tie_threshold=config.tie_threshold)
     losses = [loss_of(record, config) for record in records]
-    loss: Tensor = objective(table, table, targets, losses, normaliser=targets.weights.sum().item())[0]
+    normaliser = targets.weights.sum().item()
+
+    def loss(table: Tensor) -> Tensor:
+        found: Tensor = objective(table, table, targets, losses, normaliser=normaliser)[0]
+        return found
+
     return loss
 
 
 def fit_pooling(
     answers: Answers, head: Fit, records: Sequence[Comparison], name: str, config: RewardTrainingConfig, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """`W` and the aggregation's own weights at the least loss from the fitted mean on, by L-BFGS."""
+    """`W` and the aggregation's own weights from the fitted mean on, by 25 steps of L-BFGS at most."""
     attends = name == "attention"
     first = torch.zeros_like(head.weight) if attends else torch.ones(KNOTS)
     if math.isinf(ridge):
         return head.weight, first
     width = max(answers.counts)
-    objective = PreferenceObjective(config)
+    loss_at = loss_of_table(records, PreferenceObjective(config), width)
     spread = answers.states.std(0) if attends else torch.ones(KNOTS)
     weight, extra = head.weight.clone().requires_grad_(), first.clone().requires_grad_()
     hats = None if attends else answers.hats()
-    optimizer = torch.optim.LBFGS([weight, extra], max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, extra], max_iter=25, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         table = table_of(pooled_scores(answers, name, weight, extra, hats), answers.counts, width)
-        loss = loss_on(answers, records, table, objective, width)
-        total = loss + head.ridge / 2 * (weight * head.spread).square().sum()
+        total = loss_at(table) + head.ridge / 2 * (weight * head.spread).square().sum()
         total = total + ridge / 2 * ((extra - first) * spread).square().mean()
         weight.grad, extra.grad = torch.autograd.grad(total, (weight, extra))
         return total.detach()
@@ -131,12 +135,13 @@ def learned_scores(
     inside, outside = kfold(whole.records, 5, "prompt", seed=7)[0]
     part, held_out = fit(states, config, inside), Answers.of(states.tokens_of(outside))
     learned_from = Answers.of(states.tokens_of(part.records))
-    objective, width = PreferenceObjective(config), max(held_out.counts)
+    width = max(held_out.counts)
+    loss_at = loss_of_table(outside, PreferenceObjective(config), width)
     losses = {}
     for ridge in RIDGES:
         found = fit_pooling(learned_from, part, part.records, name, config, ridge)
         table = table_of(pooled_scores(held_out, name, *found), held_out.counts, width)
-        losses[ridge] = loss_on(held_out, outside, table, objective, width).item()
+        losses[ridge] = loss_at(table).item()
     ridge = min(losses, key=lambda each: losses[each])
     print(f"  {name}: rho {ridge} of { ({each: round(loss, 4) for each, loss in losses.items()}) }", flush=True)
     found = fit_pooling(Answers.of(states.tokens_of(whole.records)), whole, whole.records, name, config, ridge)

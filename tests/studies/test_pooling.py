@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from frozen import Fit
-from pooling import KNOTS, Answers, fit_pooling, loss_on, pooled_scores, table_of
+from pooling import KNOTS, Answers, fit_pooling, loss_of_table, pooled_scores, table_of
 from reward_why import NUMBERS, number_table, numbers_of
 
 from plaudit.configs.model import RewardModelConfig
@@ -52,13 +52,13 @@ def test_attention_finds_the_token_that_decides() -> None:
         records.append(
             Comparison(prompt=f"q{row}", completions=("a", "b"), judgement=Ranking(((winner,), (1 - winner,))))
         )
-    answers, objective = Answers.of(rows), PreferenceObjective(CONFIG)
+    answers, loss_at = Answers.of(rows), loss_of_table(records, PreferenceObjective(CONFIG), 2)
     start = Fit(records, torch.eye(SIZE)[0], 1e-3, torch.ones(SIZE))
     losses = []
     for ridge in (math.inf, 1e-3):
         weight, query = fit_pooling(answers, start, records, "attention", CONFIG, ridge)
         table = table_of(pooled_scores(answers, "attention", weight, query), answers.counts, 2)
-        losses.append(loss_on(answers, records, table, objective, 2).item())
+        losses.append(loss_at(table).item())
         if math.isinf(ridge):
             assert torch.equal(weight, start.weight)
             assert not query.any()
