@@ -19,6 +19,8 @@ PAGES = ROOT / "docs" / "studies"
 IMAGES = ROOT / "docs" / "images" / "studies"
 WINDOW = 4
 """Iterations of a run that make one point of its path."""
+BESIDE = "ppo-loo"
+"""The run that every other one of the same seed is compared with."""
 Runs = dict[str, dict[int, dict[str, Any]]]
 """By name and seed, at the study's own learning rate."""
 
@@ -84,10 +86,13 @@ def row_of(name: str, runs: Runs, seconds: float = 0.0) -> dict[str, Any]:
     timed = [
         g - starts[s] for s, one in own.items() if seconds and (g := gold_after(one, seconds, starts[s])) is not None
     ]
+    beside = runs.get(BESIDE, {})
+    paired = [one["end"]["gold"] - beside[seed]["end"]["gold"] for seed, one in own.items() if seed in beside]
     return {
         "name": name,
         "seeds": sorted(own),
         "gain": interval([one["end"]["gold"] - starts[seed] for seed, one in own.items()]),
+        "beside": interval(paired) if len(paired) > 1 and name != BESIDE else None,
         "kl": interval([one["end"]["kl"] for one in own.values()]),
         "gain_at_equal_kl": interval(at) if at else None,
         "gain_at_equal_time": interval(timed) if timed else None,
@@ -163,7 +168,12 @@ def draw_families(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
     """The rows as a table."""
     head = ["", "seeds", *(["held-out accuracy"] if accuracy else []), "gain in gold at the end", "KL at the end"]
-    head += [f"gain at KL {EQUAL_KL:g}", "runs that come so far", "processor seconds a run"]
+    head += [
+        f"beside {label_of(BESIDE)}",
+        f"gain at KL {EQUAL_KL:g}",
+        "runs that come so far",
+        "processor seconds a run",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
 
     for row in rows:
@@ -171,7 +181,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
         if accuracy:
             mean, half = row["accuracy"]
             cells.append(f"{100 * mean:.1f} % ± {100 * half:.1f}")
-        cells += [shown(row["gain"]), shown(row["kl"], ""), shown(row["gain_at_equal_kl"])]
+        cells += [shown(row["gain"]), shown(row["kl"], ""), shown(row["beside"]), shown(row["gain_at_equal_kl"])]
         lines.append("| " + " | ".join([*cells, str(row["seeds_that_come_so_far"]), f"{row['seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
@@ -227,6 +237,13 @@ def foretold(rows: Sequence[Mapping[str, Any]], runs: Runs) -> dict[str, dict[st
     return found
 
 
+def machine(output: Path) -> dict[str, str]:
+    """Where the runs were made: `machine.json` beside them, where they were brought here, or this machine."""
+    if (known := output / "machine.json").exists():
+        return dict(json.loads(known.read_text()))
+    return {"python": sys.version.split()[0], "torch": torch.__version__}
+
+
 def critics(runs: Runs) -> dict[str, dict[str, list[float]]]:
     """Of the arms with a critic, by iteration and as means over seeds: value, return, explained variance, length."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -264,7 +281,7 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
     answers = ITERATIONS * PROMPTS * SAMPLES
     described: dict[str, Any] = {
         "command": "python studies/alignment.py table",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "machine": machine(output),
         "answers": answers,
         "learning_rate": RATE,
     }

@@ -97,7 +97,7 @@ def test_the_report_of_made_up_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "families.md").write_text("before\n<!-- table: world -->\nold\n<!-- end of table -->\nafter\n")
     alignment_report.write_report(tmp_path)
     shown = capsys.readouterr().out
-    assert "| PPO, critic | 2 | +0.51 ± 0.13 | 2.00 ± 0.00 | +0.00 ± 0.00 | 2 | 9 |" in shown
+    assert "| PPO, critic | 2 | +0.51 ± 0.13 | 2.00 ± 0.00 | -0.10 ± 0.00 | +0.00 ± 0.00 | 2 | 9 |" in shown
     assert "Spearman" in shown
     described = json.loads((tmp_path / "alignment.json").read_text())
     assert described["accuracy_foretells"]["gain"] == pytest.approx({"rho": 1.0, "p": 0.0, "n": 3})
