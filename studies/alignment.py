@@ -377,12 +377,13 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[Path], object
     running.add_argument("--rates", type=float, nargs="+", default=[RATE], help="learning rates")
     running.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     commands.add_parser("table")
+    commands.add_parser("second", help="the runs of this folder, from another machine, as a table of their own")
     given = parser.parse_args(arguments)
-    if given.command == "table":
+    if given.command in ("table", "second"):
         sys.path.insert(0, str(Path(__file__).parent))
-        from alignment_report import write_report
+        import alignment_report
 
-        write_report(given.output)
+        (alignment_report.write_report if given.command == "table" else alignment_report.write_second)(given.output)
     else:
         run_all(given.output, given.parts, given.seeds, given.rates, given.minutes)
 

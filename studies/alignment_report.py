@@ -83,9 +83,9 @@ def row_of(name: str, runs: Runs, seconds: float = 0.0) -> dict[str, Any]:
     own = {seed: one for seed, one in runs[name].items() if seed in starts}
     measured = "accuracy" in next(iter(own.values()))
     at = [g - starts[s] for s, one in own.items() if (g := gold_at(one, EQUAL_KL, starts[s])) is not None]
-    timed = [
-        g - starts[s] for s, one in own.items() if seconds and (g := gold_after(one, seconds, starts[s])) is not None
-    ]
+    # What other processes spend is known at the end of a run alone.
+    clocked = own if seconds and name in ARMS and "asynchronous" not in ARMS[name].options else {}
+    timed = [g - starts[s] for s, one in clocked.items() if (g := gold_after(one, seconds, starts[s])) is not None]
     beside = runs.get(BESIDE, {})
     paired = [one["end"]["gold"] - beside[seed]["end"]["gold"] for seed, one in own.items() if seed in beside]
     return {
@@ -126,6 +126,14 @@ def family_table(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
     return "\n".join(lines)
 
 
+def fill(page: Path, name: str, table: str) -> None:
+    """Put a table between its marks on a page; a page without them stays as it is."""
+    mark, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+    if page.exists() and mark in (text := page.read_text(encoding="utf-8")):
+        before, _, rest = text.partition(mark)
+        page.write_text(f"{before}{mark}\n\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def write_families(runs: Runs, say: Callable[[str], object]) -> dict[str, Any]:
     """The table of families into `families.md` between its marks, and the plot beside it."""
     names = [name for name in ARMS if ARMS[name].part in ("algorithms", "families") and name in runs]
@@ -134,11 +142,7 @@ def write_families(runs: Runs, say: Callable[[str], object]) -> dict[str, Any]:
     rows = [row_of(name, runs, seconds) for name in ("best-of-n", *names)]
     table = family_table(rows, seconds)
     say(f"\n### families\n\n{table}")
-    mark, end = "<!-- table: world -->", "<!-- end of table -->"
-    page = PAGES / "families.md"
-    if page.exists() and mark in (text := page.read_text(encoding="utf-8")):
-        before, _, rest = text.partition(mark)
-        page.write_text(f"{before}{mark}\n\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    fill(PAGES / "families.md", "world", table)
     draw_families(rows, IMAGES / "families-world.png")
     return {"equal_seconds": seconds, "rows": rows}
 
@@ -175,9 +179,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
         "processor seconds a run",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-
     for row in rows:
-        cells = [label_of(row["name"]), str(len(row["seeds"]))]
+        first = accuracy and row["name"] == BESIDE
+        cells = [REWARD_MODELS["pairs"][0] if first else label_of(row["name"]), str(len(row["seeds"]))]
         if accuracy:
             mean, half = row["accuracy"]
             cells.append(f"{100 * mean:.1f} % ± {100 * half:.1f}")
@@ -214,21 +218,25 @@ def foretold(rows: Sequence[Mapping[str, Any]], runs: Runs) -> dict[str, dict[st
 
     Returns:
         `ρ`, `p` and `n`: over reward models (means over seeds) at the end and at equal KL; and over single runs, both
-        sides counted from the mean of their seed.
+        sides counted from the mean of their seed. `p` takes runs for independent, which one seed's are not.
     """
+    starts = {seed: one["path"][0]["gold"] for seed, one in runs["best-of-n"].items()}
     pairs: dict[str, list[tuple[float, float]]] = {
         "gain": [(row["accuracy"][0], row["gain"][0]) for row in rows],
         "gain_at_equal_kl": [
             (row["accuracy"][0], row["gain_at_equal_kl"][0]) for row in rows if row["gain_at_equal_kl"] is not None
         ],
         "gain_of_single_runs": [],
+        "gain_of_single_runs_at_equal_kl": [],
     }
     names = [row["name"] for row in rows]
     for seed in sorted({seed for name in names for seed in runs[name]}):
         own = [runs[name][seed] for name in names if seed in runs[name]]
-        if len(own) > 1:
-            both = np.array([(one["accuracy"], one["end"]["gold"]) for one in own])
-            pairs["gain_of_single_runs"] += list(map(tuple, both - both.mean(0)))
+        at_end = [(one["accuracy"], one["end"]["gold"]) for one in own]
+        at = [(one["accuracy"], g) for one in own if (g := gold_at(one, EQUAL_KL, starts[seed])) is not None]
+        for key, both in (("gain_of_single_runs", at_end), ("gain_of_single_runs_at_equal_kl", at)):
+            if len(both) > 1:
+                pairs[key] += list(map(tuple, np.array(both) - np.mean(both, 0)))
     found = {}
     for key, kept in pairs.items():
         if len(kept) > 2:
@@ -275,6 +283,40 @@ def draw_critics(found: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     plt.close(figure)
 
 
+def shared_seeds(runs: Runs, names: Sequence[str]) -> Runs:
+    """The runs of the seeds that any arm beside the first has: means of a table are then over the same worlds."""
+    seeds = {seed for name in names[1:] for seed in runs[name]}
+    return {name: {seed: one for seed, one in own.items() if seed in seeds} for name, own in runs.items()}
+
+
+def draw_foretold(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A point per reward model: how well it orders held-out rankings, and what a policy gains under it at equal KL."""
+    figure, panel = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    for row in rows:
+        if row["gain_at_equal_kl"] is None:
+            continue
+        place = (100 * row["accuracy"][0], row["gain_at_equal_kl"][0])
+        panel.plot(*place, "o", color="tab:blue", markersize=5)
+        name = "all pairs, last token" if row["name"] == BESIDE else label_of(row["name"])
+        panel.annotate(name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+    panel.set(xlabel="held-out accuracy, %", ylabel=f"gain in gold reward at KL {EQUAL_KL:g}")
+    panel.margins(x=0.2)
+    panel.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_second(output: Path, say: Callable[[str], object] = print) -> None:
+    """All runs of another folder as one table on the page of families: what was made on another machine."""
+    runs = load(output)
+    rows = [row_of(name, runs) for name in ("best-of-n", *ARMS) if name in runs]
+    table = markdown(rows, accuracy=False)
+    say(table)
+    fill(PAGES / "families.md", "second", table)
+    described = {"command": "python studies/alignment.py --output FOLDER second", "machine": machine(output)}
+    (PAGES / "alignment-second.json").write_text(json.dumps(described | {"rows": rows}, indent=1) + "\n")
+
+
 def write_report(output: Path, say: Callable[[str], object] = print) -> None:
     """Print the tables, draw the plots and write `docs/studies/alignment.json`."""
     runs = load(output)
@@ -295,14 +337,18 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
         present = [name for name in names if name in runs]
         if part != "algorithms" and len(present) < 3:
             continue
-        rows = [row_of(name, runs) for name in (["best-of-n"] if part == "algorithms" else []) + present]
-        say(f"\n### {part}, {answers} answers a run\n\n{markdown(rows, accuracy=part == 'reward-models')}")
+        own = shared_seeds(runs, present) if part == "reward-models" else runs
+        rows = [row_of(name, own) for name in (["best-of-n"] if part == "algorithms" else []) + present]
+        table = markdown(rows, accuracy=part == "reward-models")
+        say(f"\n### {part}, {answers} answers a run\n\n{table}")
+        fill(PAGES / "alignment.md", part, table)
         described[part] = rows
-        frontier(runs, present, IMAGES / f"alignment-{part}.png")
+        if part != "critic":
+            frontier(own, present, IMAGES / f"alignment-{part}.png")
         if part == "reward-models":
-            described["accuracy_foretells"] = foretold(rows, runs)
+            described["accuracy_foretells"] = foretold(rows, own)
+            draw_foretold(rows, IMAGES / "alignment-foretold.png")
             say(f"\nSpearman's ρ between accuracy and gain: {described['accuracy_foretells']}")
-            say(f"the first row's reward model: {REWARD_MODELS['pairs'][0]}")
     described["critic_by_iteration"] = critics(runs)
     draw_critics(described["critic_by_iteration"], IMAGES / "alignment-critic.png")
     described["families"] = write_families(runs, say)
