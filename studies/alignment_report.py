@@ -190,7 +190,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
     return "\n".join(lines)
 
 
-def frontier(runs: Runs, names: Sequence[str], path: Path) -> None:
+def frontier(runs: Runs, names: Sequence[str], path: Path, labels: Mapping[str, str] | None = None) -> None:
     """Gain in gold over the divergence, a line per arm: the mean over seeds of every point of the way."""
     figure, panel = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     starts = {seed: one["path"][0]["gold"] for seed, one in runs["best-of-n"].items()}
@@ -201,8 +201,9 @@ def frontier(runs: Runs, names: Sequence[str], path: Path) -> None:
             ways = [[(0.0, 0.0), *way] for way in ways]
         points = np.mean([way[: min(map(len, ways))] for way in ways], axis=0)
         style = "k--" if name == "best-of-n" else "o-"
+        label = (labels or {}).get(name, label_of(name))
         colour = {} if name == "best-of-n" else {"color": colours[(number - 1) % len(colours)]}
-        panel.plot(points[:, 0], points[:, 1], style, markersize=3, linewidth=1.4, label=label_of(name), **colour)
+        panel.plot(points[:, 0], points[:, 1], style, markersize=3, linewidth=1.4, label=label, **colour)
         panel.plot(*points[-1], marker="s", markersize=5, color=colour.get("color", "k"))
     panel.set(xlabel="KL from the start, nats per answer", ylabel="gain in gold reward")
     panel.set_xlim(left=0)
@@ -300,7 +301,7 @@ def draw_foretold(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         name = "all pairs, last token" if row["name"] == BESIDE else label_of(row["name"])
         panel.annotate(name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")
     panel.set(xlabel="held-out accuracy, %", ylabel=f"gain in gold reward at KL {EQUAL_KL:g}")
-    panel.margins(x=0.2)
+    panel.margins(x=0.3)
     panel.grid(alpha=0.25)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -344,7 +345,8 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
         fill(PAGES / "alignment.md", part, table)
         described[part] = rows
         if part != "critic":
-            frontier(own, present, IMAGES / f"alignment-{part}.png")
+            labels = {BESIDE: REWARD_MODELS["pairs"][0]} if part == "reward-models" else None
+            frontier(own, present, IMAGES / f"alignment-{part}.png", labels)
         if part == "reward-models":
             described["accuracy_foretells"] = foretold(rows, own)
             draw_foretold(rows, IMAGES / "alignment-foretold.png")
