@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from plaudit.configs.generation import SamplingConfig
 from plaudit.data.records import PromptRecord
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.policy import LanguagePolicy, ReferencePolicy
+from plaudit.models.policy import Critic, LanguagePolicy, ReferencePolicy
 from plaudit.rewards.base import Reward, Sample, Score, as_reward
 from plaudit.rewards.normalise import PerGroup, Running, normalised
 from plaudit.rollout.answering import answer_rows, sample_answers
@@ -212,6 +212,10 @@ def test_a_critic_with_a_head_at_zero_begins_at_the_mean_return_and_one_that_has
     kept = start_values(text_policy, found, discount=discount)
     assert kept is found
     assert float(policy.critic.head.bias.detach()) == pytest.approx(mean, rel=1e-5)
+    policy.action_values = Critic.of_actions(model, shared=True)
+    assert start_values(text_policy, found, discount=discount) is found
+    bias = policy.action_values.head.bias.detach()
+    assert_close(bias, torch.full_like(bias, mean), rtol=1e-5, atol=1e-6)
     without = collect(model)
     assert start_values(TextPolicy(LanguagePolicy.build(model)), without, discount=1.0) is without
 

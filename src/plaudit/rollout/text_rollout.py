@@ -194,7 +194,8 @@ def start_values(policy: TextPolicy, found: Experience, *, discount: float) -> E
     """Let a critic whose head is still 0 begin at the mean return `b` of its first answers: its bias becomes `b`.
 
     At 0 it would be wrong by `b` everywhere, and an advantage with λ < 1 would hold `λⁿ b` for the step n before the
-    end, whatever the answer is worth. AdamW, which moves a bias by its rate a step, needs `b / rate` steps for that.
+    end, whatever the answer is worth; where nothing is whitened, every sampled token would be pulled by b. AdamW, which
+    moves a bias by its rate a step, needs `b / rate` steps for that. Action values begin at b for every action.
 
     Args:
         policy: the policy; one without a critic, or whose critic has learned, is left as it is.
@@ -204,7 +205,8 @@ def start_values(policy: TextPolicy, found: Experience, *, discount: float) -> E
     Returns:
         the experience with the values that the critic has now.
     """
-    critic = policy.policy.critic
+    whole = policy.policy
+    critic = whole.critic if whole.action_values is None else whole.action_values
     if critic is None or bool(critic.head.weight.any()) or bool(critic.head.bias.any()):
         return found
     trajectory, mask = found.trajectory, found.trajectory.mask
@@ -213,6 +215,9 @@ def start_values(policy: TextPolicy, found: Experience, *, discount: float) -> E
     mean = masked_mean(returns, mask)
     with torch.no_grad():
         critic.head.bias.fill_(mean)
+    if whole.action_values is not None:
+        # Every action begins at b; what they say of the experience is asked for when it is learned from.
+        return found
     values = mean * mask
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
     trajectory = trajectory.with_fields(values=values, next_values=following * trajectory.continues)
