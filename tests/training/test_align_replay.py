@@ -39,7 +39,7 @@ def parts(job: AlignJob) -> tuple[AcerText, TextActionValues]:
 def test_a_remembered_answer_pays_the_penalty_of_the_policy_as_it_is_now(
     temperature: float, tokenizer_path: str, tmp_path: Path
 ) -> None:
-    """Answers of one token with `Q = 0`: the weight of the sampled one is `ρ (r - β log π/π_ref + β KL(π‖π_ref))`."""
+    """One token an answer, `Q = b`: the sampled one weighs `ρ (r - β log π/π_ref - (b - β KL(π‖π_ref)))`."""
     beta = 0.3
     options = acer(kl_coefficient=beta, truncation=None, trust_region=None)
     sampling = {"max_new_tokens": 1, "temperature": temperature}
@@ -63,7 +63,11 @@ def test_a_remembered_answer_pays_the_penalty_of_the_policy_as_it_is_now(
     # What the policy was when it answered is the reference: nothing had been learned yet.
     torch.testing.assert_close(ratios, (own - reference).gather(1, actions)[:, 0].exp())
     divergence = (own.exp() * (own - reference)).sum(1)
-    wanted = ratios * (rewards - beta * (own - reference).gather(1, actions)[:, 0] + beta * divergence)
+    begun = learner.critic.head.bias.detach()
+    everything = algorithm.replay.state_dict()["columns"]["rewards"]
+    torch.testing.assert_close(begun, everything.mean().expand_as(begun))
+    values = begun[0] - beta * divergence
+    wanted = ratios * (rewards - beta * (own - reference).gather(1, actions)[:, 0] - values)
     torch.testing.assert_close(weights.gather(1, actions)[:, 0], wanted)
     assert weights.count_nonzero() == 7  # without a bound nothing is made up for
 
