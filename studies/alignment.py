@@ -310,6 +310,8 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
             reward=combine(parts),
             on_iteration=lambda *_: clock.append(processor_seconds() - begun),
         )
+    if not result.complete:
+        sys.exit(result.exit_code)  # Stopped by a signal: half a run is no result.
     seconds = processor_seconds() - begun
     steps = [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward/gold" in entry]
     path = [
