@@ -152,13 +152,16 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     alone = {each["seed"]: each["iteration"] for each in found.get("by turns", [])}
     for name, runs in found.items():
-        averages = {key: mean(each[key] for each in runs) for key in runs[0] if key not in ("name", "until")}
+        averages = {
+            key: mean(each[key] for each in runs)
+            for key in ("first", "staleness", "iteration", "waiting", "learner", "workers")
+        }
         faster = [alone[each["seed"]] / each["iteration"] for each in runs if each["seed"] in alone]
-        arrived = [each["until"] for each in runs if each["until"] is not None]
+        arrived = [each["until"] for each in runs if each.get("until") is not None]
         cells = [name, str(len(runs)), f"{averages['first']:.2f}", interval([each["reward"] for each in runs])]
         cells += [f"{averages['staleness']:.2f}", f"{PER_ITERATION / averages['iteration']:.0f}", interval(faster)]
         cells += [f"{averages[key]:.2f}" for key in ("iteration", "waiting")]
-        cells += [f"{mean(arrived):.1f} ({len(arrived)} of {len(runs)})" if arrived else "never"]
+        cells += [f"{mean(arrived):.1f} ({len(arrived)} of {len(runs)})" if arrived else ""]
         cells += [f"{averages[key]:.1f}" for key in ("learner", "workers")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -185,17 +188,22 @@ if __name__ == "__main__":
             f"{max(each['cores'] for each in rows())} cores; load {min(loads):.1f} to {max(loads):.1f}, "
             "this study's own processes included\n"
         )
-        by_name = {name: [each for each in rows() if each["name"] == name] for name in ROUTES}
-        print(table({name: runs for name, runs in by_name.items() if runs}))
+        for tokens, iterations in dict.fromkeys((each["tokens"], each["iterations"]) for each in rows()):
+            found = [each for each in rows() if (each["tokens"], each["iterations"]) == (tokens, iterations)]
+            print(f"answers of at most {tokens} tokens, {iterations} iterations\n")
+            names = dict.fromkeys(each["name"] for each in found)
+            print(table({name: [each for each in found if each["name"] == name] for name in names}) + "\n")
     else:
         with tempfile.TemporaryDirectory() as place:
             train_tokenizer([" ".join(WORDS)] * 4, 300).save_pretrained(place)
             for number in chosen.seeds:
                 for name in chosen.only:
-                    if any((each["name"], each["seed"]) == (name, number) for each in rows()):
+                    asked: dict[str, Any] = {"name": name, "seed": number}
+                    asked |= {"tokens": chosen.new_tokens, "iterations": chosen.iterations}
+                    if any(asked.items() <= each.items() for each in rows()):
                         continue
-                    found: dict[str, Any] = {"name": name, "seed": number} | run(ROUTES[name], number, chosen, place)
-                    line = json.dumps(found | {"load": os.getloadavg()[0], "cores": os.cpu_count()})
+                    done = asked | run(ROUTES[name], number, chosen, place)
+                    line = json.dumps(done | {"load": os.getloadavg()[0], "cores": os.cpu_count()})
                     with RESULTS.open("a") as file:
                         file.write(line + "\n")
                     print(line, flush=True)
