@@ -52,6 +52,12 @@ ITERATIONS, PROMPTS, SAMPLES = 12, 8, 8
 """Of every run: 768 answers. Its letters come once each, so that what they earn is a held-out measurement."""
 TEST_PROMPTS, TEST_SAMPLES, BEST_OF = 96, 3, 16
 RATE = 3e-4
+START: dict[str, Any] = {
+    "letter_book": 4000,
+    "initial_spread": 0.02,
+    "reward_epochs": 1.0,
+}
+"""What the demo's first stages were like when the study was made: a decoder that hardly looks at the letter."""
 EQUAL_KL = 1.0
 """Nats per answer at which runs are compared."""
 WATCHED = {
@@ -163,7 +169,7 @@ def write_json(path: Path, content: Any) -> None:
 def world_run(output: Path, seed: int) -> pipeline.DemoRun:
     """The world of a seed with its fine-tuned model and rankings, made at the first call and read afterwards."""
     folder = output / "worlds" / str(seed)
-    config = DemoConfig(output=folder, seed=seed)
+    config = DemoConfig(output=folder, seed=seed, **START)
     run = pipeline.DemoRun(config, World(seed))
     with alone(folder):
         if not (folder / "reward" / "model").exists():

@@ -56,6 +56,9 @@ SIZES = {
     "hidden_size": 96,
     "layers": 2,
     "max_new_tokens": 80,
+    # As the demo's were when the study was made.
+    "initial_spread": 0.02,
+    "reward_epochs": 1.0,
 }
 ITERATIONS, LETTERS, SAMPLES = 42, 8, 8
 EVERY = 7

@@ -9,12 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plaudit.configs.demo import DemoConfig
 from plaudit.data.io import read_comparisons
-from plaudit.demo.pipeline import MARKER, STAGES, DemoRun, _clear, main, num_heads
+from plaudit.data.packing import pack_groups
+from plaudit.demo.pipeline import (
+    MARKER,
+    STAGES,
+    DemoRun,
+    _clear,
+    fine_tune,
+    fine_tune_settings,
+    main,
+    make_world,
+    num_heads,
+)
 from plaudit.demo.report import closing_lines
+from plaudit.demo.world import World
 from plaudit.evaluation.policy_compare import TILT
+from plaudit.models.policy import LanguagePolicy
 from plaudit.models.reward_model import RewardModel
 from plaudit.training.run import Run
 
@@ -134,6 +148,40 @@ def test_a_second_demo_replaces_the_first_and_other_folders_are_refused(run: Dem
 @pytest.mark.parametrize(("width", "heads"), [(16, 1), (64, 1), (80, 1), (192, 3), (208, 2), (256, 4), (304, 4)])
 def test_heads_divide_the_width(width: int, heads: int) -> None:
     assert num_heads(width) == heads
+
+
+def test_random_weights_are_as_wide_as_the_width_asks_unless_said_otherwise(run: DemoRun, tmp_path: Path) -> None:
+    def spread(**options: Any) -> float:
+        other = DemoRun(DemoConfig(output=tmp_path / "run", **SMALL | options), run.world)
+        folder = fine_tune_settings(other)["model"]["backbone_config"]
+        return float(folder["initializer_range"])
+
+    assert spread() == pytest.approx(32**-0.5)
+    assert spread(hidden_size=64) == pytest.approx(1 / 8)
+    assert spread(initial_spread=0.02) == 0.02
+    assert run.policy is not None
+    assert run.policy.model.model.config.initializer_range == pytest.approx(32**-0.5)
+
+
+@pytest.mark.slow
+def test_the_fine_tuned_model_answers_the_letter_that_it_was_sent(tmp_path: Path) -> None:
+    """Letters with replies to others are much less likely: a minute. It was 0.05 nats a token with weights of 0.02."""
+    demo = DemoRun(DemoConfig(output=tmp_path / "run", seed=10), World(10))
+    (tmp_path / "run/data").mkdir(parents=True)
+    make_world(demo)
+    fine_tune(demo)
+    assert demo.policy is not None
+    book = demo.world.letter_book(60, "test")
+    model = demo.policy.model
+
+    def loss(shift: int) -> float:
+        prompts = [book[(place + shift) % len(book)].prompt for place in range(len(book))]
+        tokeniser = model.text_tokeniser()
+        groups = [tokeniser.group(prompt, [each.completion]) for prompt, each in zip(prompts, book, strict=True)]
+        with torch.no_grad():
+            return -float(LanguagePolicy(model).evaluate(pack_groups(groups, causal=True)).logprobs.mean())
+
+    assert loss(1) - loss(0) > 0.2
 
 
 def test_a_stopped_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

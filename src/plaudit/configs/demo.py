@@ -15,10 +15,13 @@ class DemoConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of the world, the models and the training."""
 
-    letter_book: int = Field(default=4000, ge=20)
+    letter_book: int = Field(default=8000, ge=20)
     """Replies of the shop's staff, every other one good, to fine-tune on."""
     demonstrations: int = Field(default=300, ge=20)
     """Good replies: their average reward is the reward model's 0."""
+    other_replies: int = Field(default=0, ge=0)
+    """Good replies to other letters that stand beside each of them in the reward model's training, so that it learns
+    which letter each is for; 0 trains on rankings alone."""
     rankings: int = Field(default=1600, ge=20)
     """Letters whose 4 to 9 replies annotators have ranked, to train the reward model on."""
     test_rankings: int = Field(default=200, ge=20)
@@ -30,15 +33,21 @@ class DemoConfig(Config):
     """Width of the decoder, a multiple of 16; its attention heads are 64 wide or a little wider."""
     layers: int = Field(default=2, ge=1)
     """Depth of the decoder."""
+    initial_spread: float | None = Field(default=None, gt=0)
+    """Standard deviation of the decoder's random weights; 1/√hidden_size if not given. Drawn much smaller than that
+    (the 0.02 of most large models is 1/√2500), so narrow a decoder hardly looks at the letter for as long as the demo
+    has time."""
     sft_epochs: float = Field(default=1.0, gt=0)
     """Passes over the letter book."""
-    reward_epochs: float = Field(default=1.0, gt=0)
+    reward_epochs: float = Field(default=2.0, gt=0)
     """Passes over the rankings."""
 
-    iterations: int = Field(default=56, ge=1)
+    iterations: int = Field(default=28, ge=1)
     """Rounds of PPO: sample answers, score them, update."""
     prompts_per_iteration: int = Field(default=16, ge=2)
     """Letters answered in each of them, eight times each."""
+    learning_rate: float = Field(default=6e-4, gt=0)
+    """PPO's rate after three small steps; from there it falls to 0."""
     max_new_tokens: int = Field(default=96, ge=8)
     """Longest answer in tokens."""
     kl_coefficient: float = Field(default=0.1, ge=0)

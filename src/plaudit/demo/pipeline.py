@@ -21,6 +21,7 @@ from plaudit.configs.evaluate_policy import EvaluatePolicyConfig
 from plaudit.configs.generation import SamplingConfig
 from plaudit.configs.reward import RewardTrainingConfig
 from plaudit.configs.sft import SftConfig
+from plaudit.data.contrast import beside_others
 from plaudit.data.io import write_comparisons, write_demonstrations
 from plaudit.data.records import Comparison, Demonstration, PromptRecord
 from plaudit.data.vocabulary import train_tokenizer
@@ -129,9 +130,18 @@ def make_world(run: DemoRun) -> None:
 
 def fine_tune(run: DemoRun) -> None:
     """Train a small decoder from random weights on the letter book: it learns to write like the shop, well or badly."""
+    held_out = run.world.letter_book(max(20, run.config.letter_book // 40), "test")
+    settings = SftConfig.model_validate(fine_tune_settings(run))
+    result = sft.main(settings, train=run.letter_book, held_out=held_out)
+    assert isinstance(result, TrainingResult)
+    run.policy = _complete(result)
+
+
+def fine_tune_settings(run: DemoRun) -> dict[str, Any]:
+    """How the demo trains its language model from random weights."""
     config = run.config
     heads = num_heads(config.hidden_size)
-    settings = {
+    return {
         "model": {
             "model_type": "llama",
             "tokenizer": str(run.file("tokenizer")),
@@ -143,6 +153,8 @@ def fine_tune(run: DemoRun) -> None:
                 "num_key_value_heads": heads,
                 "max_position_embeddings": 512,
                 "tie_word_embeddings": True,
+                # With the 0.02 of most large models (1/√2500) so narrow a one writes letters without reading any.
+                "initializer_range": config.initial_spread or config.hidden_size**-0.5,
             },
             "seed": config.seed,
         },
@@ -152,10 +164,6 @@ def fine_tune(run: DemoRun) -> None:
         "optimizer": {"learning_rate": 6e-3, "betas": (0.9, 0.95), "warmup": 0.05},
         **_shared(run, "sft"),
     }
-    held_out = run.world.letter_book(max(20, config.letter_book // 40), "test")
-    result = sft.main(SftConfig.model_validate(settings), train=run.letter_book, held_out=held_out)
-    assert isinstance(result, TrainingResult)
-    run.policy = _complete(result)
 
 
 def collect_rankings(run: DemoRun) -> None:
@@ -176,11 +184,18 @@ def collect_rankings(run: DemoRun) -> None:
 
 
 def train_reward_model(run: DemoRun) -> None:
-    """Start from the fine-tuned model, learn from the rankings, and let demonstrations score 0 on average."""
+    """Start from the fine-tuned model, learn from the rankings, and let demonstrations score 0 on average.
+
+    Where the demo is told to, it also reads every demonstration among good replies to other letters.
+    """
     assert run.policy is not None
-    result = reward.main(
-        RewardTrainingConfig.model_validate(reward_settings(run)), train=run.train, demonstrations=run.demonstrations
-    )
+    train, others = run.train, run.config.other_replies
+    if others:
+        beside = beside_others(run.demonstrations, others=others, seed=run.config.seed)
+        write_comparisons(beside, run.file("data/beside-others.jsonl"))
+        train = [*train, *beside]
+    settings = RewardTrainingConfig.model_validate(reward_settings(run))
+    result = reward.main(settings, train=train, demonstrations=run.demonstrations)
     assert isinstance(result, reward.RewardTrainingResult)
     run.reward_model = _complete(result)
 
@@ -232,7 +247,7 @@ def align_policy(run: DemoRun) -> None:
         "samples_per_prompt": 8,
         # From a small first step down to none: what the last steps add by chance is divergence and nothing else.
         "optimizer": {
-            "learning_rate": 3e-4,
+            "learning_rate": config.learning_rate,
             "schedule": "linear",
             "warmup": 3,
             "epsilon": 1e-5,
