@@ -79,9 +79,8 @@ def learn(
     policy = mdp.policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    config: Any = TypeAdapter(AlignAlgorithm).validate_python(
-        {"kl_coefficient": mdp.coefficient, "name": "ppo"} | options
-    )
+    penalty = {} if options.get("kl_placement") == "none" else {"kl_coefficient": mdp.coefficient}
+    config: Any = TypeAdapter(AlignAlgorithm).validate_python({"name": "ppo"} | penalty | options)
     algorithm = build_algorithm(config, policy, optimizer, total_updates=updates)
     generator = torch.Generator().manual_seed(seed)
     groups = torch.arange(rows) // samples

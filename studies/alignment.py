@@ -1,6 +1,6 @@
 """Algorithms and reward models side by side on the built-in world: the study behind docs/studies/alignment.md.
 
-    python studies/alignment.py run algorithms
+    python studies/alignment.py run algorithms critic families
     python studies/alignment.py run ablations reward-models --seeds 0 1 2 3 4
     python studies/alignment.py table
 
