@@ -2,13 +2,15 @@
 
     python studies/alignment.py run algorithms critic families
     python studies/alignment.py run ablations reward-models --seeds 0 1 2 3 4
+    python studies/alignment.py --output runs/studies/alignment-rates run rloo grpo --seeds 10 --rates 3e-4 1e-3
     python studies/alignment.py table
 
 `run` begins, for each seed, with the first stages of `plaudit demo --seed SEED`: letter book, fine-tuned decoder,
 rankings, reward model (once; a folder that a demo has left may stand at `<output>/worlds/SEED` in their place). Then
 comes every run below that has no result yet: what was stopped goes on where it was. Every run draws the same number of
 answers. Several `run`s may go on side by side, for seeds or runs of their own: a world that one of them makes others
-wait for. `table` writes tables, plots and JSON (`alignment_report.py`).
+wait for. `table` writes tables, plots and JSON (`alignment_report.py`). Runs have names, to be asked for one by one:
+best-of-n, ppo, ppo-loo, ppo-head, rloo, grpo, reinforce, acer, no-kl, no-whitening and those of `arms()`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Why the demo's PPO fell short of best of four, and what it takes: the study behind docs/studies/demo.md.
 
     python studies/demo_settings.py run --seeds 10 11 12 13
-    python studies/demo_settings.py read runs/demo/sft/model --seed 0
+    python studies/demo_settings.py read --model runs/demo/sft/model --seed 0
     python studies/demo_settings.py table
 
 `run` makes the demo's first stages for each seed, then PPO by every setting below, and writes a line for each to
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.add_argument("--output", type=Path, default=ROOT / "runs" / "studies" / "demo")
     running.add_argument("--results", type=Path, default=RESULTS)
     reading = commands.add_parser("read")
-    reading.add_argument("model")
+    reading.add_argument("--model", required=True, help="folder of a fine-tuned decoder")
     reading.add_argument("--seed", type=int, default=0)
     commands.add_parser("table")
     given = parser.parse_args(arguments)
