@@ -37,6 +37,8 @@ def test_functions_by_name(tmp_path):
     annotator = open_annotator(f"{__name__}:by_length", tmp_path)
     assert annotator(QUESTIONS[:1])[0].judgement == Scores((4, 3, 2))
     assert annotator(QUESTIONS[:1])[0].annotator == "by_length"
+    (tmp_path / "mine.py").write_text("def second(prompt, completions):\n    return 1\n", encoding="utf-8")
+    assert open_annotator(f"{tmp_path}/mine.py:second", tmp_path)(QUESTIONS[:1])[0].judgement == Best(1)
     for name in ("no_such_module:f", f"{__name__}:nothing", "gold"):
         with pytest.raises(ValueError, match="neither queue nor module:function"):
             open_annotator(name, tmp_path)

@@ -1,5 +1,6 @@
 """Rewards as users write them."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,58 @@ def test_options_from_elsewhere_win() -> None:
 def test_what_is_written_wrongly(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         as_reward(text)
+
+
+OWN = """
+from plaudit.rewards.combine import combine
+
+def shorter(completions, than=3):
+    return [float(len(text.split()) < than) for text in completions]
+
+async def later(prompts, completions, **columns):
+    return [1.0 for _ in completions]
+
+both = combine({"short": (shorter, 2.0), "right": "numeric_match"})
+number = 3
+"""
+
+
+def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
+    file = tmp_path / "json.py"  # called like an installed module, whose place it does not take
+    file.write_text(OWN, encoding="utf-8")
+    score = as_reward(f"{file}:shorter")([SAMPLE])
+    assert (score.total.tolist(), list(score.parts)) == ([0.0], ["shorter"])
+    assert named_reward(f"{file}:shorter", options={"than": 6}, name="mine")([SAMPLE]).parts["mine"].tolist() == [1.0]
+    assert named_reward(f"{file}:later").waits  # type: ignore[attr-defined]
+    assert as_reward(f"{file}:both")([SAMPLE]).total.tolist() == [1.0]
+    assert as_reward("plaudit.demo.pipeline:_gold")([SAMPLE]).valid.tolist() == [True]
+    assert json.loads("1") == 1
+    for text, message in (
+        (f"{file}:longer", "has no attribute 'longer'"),
+        (f"{file}:number", "is int, not a function"),
+        (f"{tmp_path}/none.py:shorter", "there is no file"),
+        ("no_such_module:shorter", "a file of your own is named with its ending"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            as_reward(text)
+    with pytest.raises(ValueError, match="no option 'then'; did you mean than"):
+        named_reward(f"{file}:shorter", options={"then": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("http://127.0.0.1:9/classify", {"timeuot": 3}, "no option 'timeuot'; did you mean timeout?"),
+        ("http://127.0.0.1:9/classify", {"timeout": "long"}, "option timeout is 'long'"),
+        ("http://127.0.0.1:9/classify", {"protocol": "grpc"}, "option protocol is 'grpc'"),
+        ("runs/reward/model", {"normalized": False}, "no option 'normalized'; did you mean normalised?"),
+    ],
+)
+def test_options_of_servers_and_models_that_are_written_wrongly(
+    text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        named_reward(text, options=options)
 
 
 def test_every_rule_has_formula_and_range_in_its_docstring_and_in_the_manual() -> None:

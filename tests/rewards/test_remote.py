@@ -5,12 +5,15 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plaudit.configs.rewards import RewardsConfig
 from plaudit.data.records import Message
 from plaudit.rewards.base import NonFiniteRewardError, Sample, as_reward
+from plaudit.rewards.build import build_reward
 from plaudit.rewards.remote import RemoteReward, rendered_by
 from tests.models.conftest import word_tokenizer
 
@@ -206,3 +209,18 @@ def test_conversations_are_rendered_by_the_reward_models_own_template(server: Se
     assert text.index("why") < text.index("yes")
     assert text.startswith(cut)
     assert len(text) > len(cut)
+
+
+def test_a_configuration_names_the_tokenizer_that_renders(server: Server, tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    sample = Sample((Message("user", "why"),), "yes")
+    options = {"tokenizer": str(tmp_path), "outputs": {"1": 2.0}, "retries": 0, "headers": {"X-Who": "me"}}
+    server.value = lambda text: [0.0, 3.0]
+    reward = build_reward(
+        RewardsConfig.model_validate({"parts": {"far": {"reward": f"{server.url}/classify", "options": options}}})
+    )
+    assert reward([sample]).parts["far"].tolist() == [6.0]
+    assert server.requests[0]["input"] == [rendered_by(tokenizer)(sample)]
+    assert server.headers[0]["X-Who"] == "me"

@@ -39,7 +39,7 @@ def score(
         Folder (or Hugging Face name) of a reward model, Plaudit's or somebody else's. Not needed with `--reward`.
     reward
         A rule (`length_penalty=0.01`, `target_length=50,unit=characters`, `numeric_match`, …), another reward model's
-        folder, or a server's address; give the flag once for each.
+        folder, a server's address, or a function by name (`my_rewards.py:polite`); give the flag once for each.
     input
         Read this file or folder instead of the standard input: JSON Lines (also .gz), Parquet, CSV.
     output

@@ -76,8 +76,9 @@ class AlignConfig(RunConfig):
     model: LanguageModelConfig
     """The policy's start, which is also the reference; usually the model folder of a fine-tuning run."""
     reward: str | None = None
-    """The reward: a reward model's folder or name, a rule, or a server's address. Its numbers are divided by their
-    running standard deviation. For more than one, or another scale, give `rewards`."""
+    """The reward: a reward model's folder or name, a rule, a server's address, or a function by name
+    (`my_rewards.py:polite`). Its numbers are divided by their running standard deviation. For more than one, or another
+    scale, give `rewards`."""
     rewards: RewardsConfig | None = None
     """A weighted sum of rewards, each with its scale and limits; parts of weight 0 are only logged."""
     refresh_reward: RefreshConfig | None = None

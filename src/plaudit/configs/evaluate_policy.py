@@ -31,8 +31,8 @@ class EvaluatePolicyConfig(Config):
     """Answer at most this many different prompts, the first ones; None answers all."""
 
     rewards: tuple[str, ...] = ()
-    """What scores the answers, as `name=REWARD` with the folder of a reward model, a server's address or a rule:
-    `proxy=runs/reward/model`, `brief=length_penalty=0.01`."""
+    """What scores the answers, as `name=REWARD` with the folder of a reward model, a server's address, a rule or a
+    function by name: `proxy=runs/reward/model`, `brief=length_penalty=0.01`, `gold=my_rewards.py:right`."""
     sums: dict[str, RewardsConfig] = Field(default_factory=dict)
     """More rewards by name: weighted sums, as training uses them."""
     proxy: str | None = None

@@ -21,7 +21,8 @@ class RefreshConfig(Config):
     """Answers to a prompt that are judged together."""
     annotator: str = "queue"
     """Who judges: `queue` (people: questions are written to `annotation/questions.jsonl`, judgements are read from
-    `annotation/answers.jsonl`), or `module:function`, a function of a prompt and its completions."""
+    `annotation/answers.jsonl`), or `module:function` or `file.py:function`, a function of a prompt and its
+    completions."""
     wait: float = Field(default=0.0, ge=0)
     """`queue`: seconds to wait for all judgements; those that come later are learned from at a later refresh."""
 

@@ -15,13 +15,13 @@ class RewardPartConfig(Config):
     """One reward of a sum."""
 
     reward: str
-    """A reward model's folder or Hugging Face name, a server's address (`http://…/classify`, `http://…/get_reward`), or
-    a rule such as `length_penalty=0.01`."""
+    """A reward model's folder or Hugging Face name, a server's address (`http://…/classify`, `http://…/get_reward`), a
+    rule such as `length_penalty=0.01`, or a function by name (`my_rewards.py:polite`, `module:polite`)."""
     weight: float = 1.0
     """Its weight in the sum; 0 computes and logs it only."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the rule (`free: 100`), of the model (`normalised: false`, `dtype: bfloat16`) or of the server
-    (`timeout: 30`)."""
+    (`timeout: 30`, `tokenizer: FOLDER` to render texts as its model reads them); keywords of a function."""
     normalise: Normalisation = "none"
     """`stored` divides by the spread stored with a reward model, `running` whitens by everything seen so far,
     `running_scale` only divides by that spread, `group` whitens within a prompt, `group_mean` subtracts its mean,

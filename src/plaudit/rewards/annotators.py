@@ -1,6 +1,5 @@
 """Who judges answers while a run goes on: a function, or people through a queue of files."""
 
-import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from plaudit.data.fields import prompt_of
 from plaudit.data.native import judgement_from_json, prompt_to_json
 from plaudit.data.records import Best, Comparison, Judgement, Prompt, Ranking, Scores
 from plaudit.data.validation import validate_comparison
+from plaudit.rewards.functions import function_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def open_annotator(name: str, folder: Path, *, wait: float = 0.0) -> Annotator:
     """The annotator that a configuration names.
 
     Args:
-        name: `queue`, or `module:function`.
+        name: `queue`, or `module:function`, or `file.py:function`.
         folder: of the queue's files.
         wait: see `QueueAnnotator`.
 
@@ -62,12 +62,10 @@ def open_annotator(name: str, folder: Path, *, wait: float = 0.0) -> Annotator:
     """
     if name == "queue":
         return QueueAnnotator(folder, wait=wait)
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"annotator: {name!r} is neither queue nor module:function ({error})") from None
-    return as_annotator(found)
+        return as_annotator(function_named(name))
+    except ValueError as error:
+        raise ValueError(f"annotator: neither queue nor module:function nor file.py:function: {error}") from None
 
 
 def as_annotator(judge: Any) -> Annotator:

@@ -121,7 +121,8 @@ def as_reward(reward: Any, *, name: str | None = None, conversational: bool = Fa
             a function (or object) of `samples` that returns a `Score`;
             a `RewardModel`; a folder or Hugging Face name of a reward model, Plaudit's or somebody else's;
             `http://…` or `https://…`, the address of a scoring server (see `plaudit.rewards.remote`);
-            a rule by name with its option, `"length_penalty=0.01"` (see `plaudit.rewards.named`).
+            a rule by name with its option, `"length_penalty=0.01"`, or a function by name, `"my_rewards.py:polite"`
+            (see `plaudit.rewards.named`).
         name: what it is called in logs and errors; by default the function's, the rule's or the folder's name.
         conversational: hand plain functions the completions of conversations as lists of messages, as TRL does; by
             default completions are text.

@@ -1,10 +1,17 @@
 """Plain reward functions, `f(prompts, completions, **columns) -> list[float | None]`, sync and async."""
 
 import asyncio
+import importlib
+import importlib.util
 import inspect
+import re
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from plaudit.data.records import Prompt
@@ -134,6 +141,46 @@ def takes_samples(function: Callable[..., Any]) -> bool:
     """Whether this is a function of `samples`, and not one of prompts and completions."""
     taken, _, required = _keywords_of(function)
     return required == {"samples"} or ("samples" in taken and not required & {"prompts", "completions"})
+
+
+_FUNCTION_NAME = re.compile(r"(?:.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+
+
+def names_function(text: str) -> bool:
+    """Whether this is the name of a function: `folder/file.py:function` or `module:function`."""
+    return _FUNCTION_NAME.fullmatch(text) is not None
+
+
+def function_named(text: str) -> Callable[..., Any]:
+    """The function that `folder/file.py:function` or `module:function` names; a file's code runs once.
+
+    Raises:
+        ValueError: if there is no such file, module or function, or what is called so is no function.
+    """
+    place, _, attribute = text.rpartition(":")
+    try:
+        module = _module_in(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
+        found: Callable[..., Any] = getattr(module, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "" if place.endswith(".py") else "; a file of your own is named with its ending, file.py:function"
+        raise ValueError(f"{text!r}: {error}{hint}") from None
+    if not callable(found):
+        raise ValueError(f"{text!r} is {type(found).__name__}, not a function")
+    return found
+
+
+@cache
+def _module_in(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    # A name of its own: a file that is called like an installed module must not take its place.
+    spec = importlib.util.spec_from_file_location(f"{__name__}:{path}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_awaitable(awaitable: Awaitable[Any]) -> Any:

@@ -4,16 +4,18 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
-from plaudit.rewards.base import Reward
+from plaudit.rewards.base import Reward, as_reward
 from plaudit.rewards.diversity import mtld, type_token
 from plaudit.rewards.fluency import fluency
+from plaudit.rewards.functions import function_named, names_function
 from plaudit.rewards.readability import readability
 from plaudit.rewards.relevance import lexical_overlap, similarity
 from plaudit.rewards.rules import (
@@ -45,6 +47,12 @@ RULES: dict[str, Callable[..., Reward]] = {
 }
 """Every rule by its name."""
 
+MODEL_OPTIONS = (
+    *("normalised", "token_budget", "token_spans", "device", "dtype", "attn_implementation", "trust_remote_code"),
+    *("max_length", "template", "too_long", "attribute_weights"),
+)
+"""Options of a reward model: see `ModelReward.from_pretrained` and `plaudit.models.saving.load_reward_model`."""
+
 _ONE_TEXT = frozenset({"matches"})
 """Rules whose value is one text, with commas and equal signs in it."""
 
@@ -56,22 +64,26 @@ def named_reward(
 
     Args:
         text: `http://…`, the address of a server; `RULE`, `RULE=VALUE` (its first option), `RULE=VALUE,KEY=VALUE,…`
-            or `RULE={"key": value, …}` (JSON); anything else is the folder or Hugging Face name of a reward model.
+            or `RULE={"key": value, …}` (JSON); `file.py:function` or `module:function`, a function of one's own;
+            anything else is the folder or Hugging Face name of a reward model.
         name: its name in logs.
-        options: more options of the rule, the model or the server, which win over those in the text.
+        options: more options of the rule, the model or the server, which win over those in the text; keywords of a
+            function.
         device: where its model runs, if it has one and no option says otherwise; None takes the accelerator.
 
     Raises:
-        ValueError: for an unknown rule or option, or a model that cannot be opened.
+        ValueError: for an unknown rule or option, or a model or function that cannot be opened.
     """
     more = dict(options or {})
     if re.match(r"https?://", text):
-        from plaudit.rewards.remote import RemoteReward
+        from plaudit.rewards.remote import server_reward
 
-        return RemoteReward(text, name=name or "remote", **more)
+        return _renamed(_call("of a server", server_reward, {"url": text, **more}), name)
     rule, given, value = text.partition("=")
     if rule in RULES:
         return _renamed(_build(rule, value if given else None, more, device), name)
+    if names_function(text):
+        return _own_function(text, name, more)
     near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.75)
     if given and not Path(text).exists():
         hint = f"; did you mean {near[0]}?" if near else "."
@@ -80,7 +92,8 @@ def named_reward(
         raise ValueError(f"reward {text!r} is neither a rule nor a folder; did you mean {near[0]}?")
     from plaudit.rewards.model import ModelReward
 
-    return ModelReward.from_pretrained(text, name=name, **{"device": device, **more})
+    _refuse_unknown("of a model", more, MODEL_OPTIONS)
+    return ModelReward.from_pretrained(text, **{"name": name, "device": device, **more})
 
 
 def rule_table() -> list[tuple[str, str, str]]:
@@ -93,27 +106,45 @@ def rule_table() -> list[tuple[str, str, str]]:
     return rows
 
 
+def _own_function(text: str, name: str | None, options: Mapping[str, Any]) -> Reward:
+    function = function_named(text)
+    parameters = inspect.signature(function).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        _refuse_unknown(text, options, [each.name for each in parameters])
+    # As it is without options: it may be a finished reward, such as a sum.
+    return as_reward(partial(function, **options) if options else function, name=name or text.rpartition(":")[2])
+
+
 def _build(rule: str, value: str | None, more: dict[str, Any], device: str | None) -> Reward:
     factory = RULES[rule]
     parameters = inspect.signature(factory).parameters
     place = {"device": device} if device is not None and "device" in parameters else {}
     options = {**place, **_options(rule, value, next(iter(parameters), "")), **more}
-    known = list(parameters)
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise ValueError(f"reward {rule} has no option {key!r}{hint} Its options are {', '.join(known)}")
-    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
+    _refuse_unknown(rule, options, list(parameters))
+    missing = [name for name, each in parameters.items() if each.default is each.empty and name not in options]
     if missing:
         raise ValueError(f"reward {rule} needs {missing[0]}: {rule}=VALUE")
+    return _call(rule, factory, options)
+
+
+def _call(kind: str, factory: Callable[..., Reward], options: Mapping[str, Any]) -> Reward:
+    """What a factory makes of options whose types are checked."""
+    _refuse_unknown(kind, options, list(inspect.signature(factory).parameters))
     try:
         checked: Reward = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)(**options)
     except ValidationError as error:
         first = error.errors()[0]
         where = first["loc"][0] if first["loc"] else "?"
-        raise ValueError(f"reward {rule}: option {where} is {first['input']!r}: {first['msg'].lower()}") from error
+        raise ValueError(f"reward {kind}: option {where} is {first['input']!r}: {first['msg'].lower()}") from error
     return checked
+
+
+def _refuse_unknown(kind: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"reward {kind} has no option {key!r}{hint} Its options are {', '.join(known)}")
 
 
 def _options(rule: str, value: str | None, first: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def plain_text(sample: Sample) -> str:
         return sample.prompt + sample.completion
     raise ValueError(
         f"a conversation ({prompt_text(sample.prompt)[:60]!r} …) has to be rendered by the reward model's own "
-        "template: RemoteReward(…, render=rendered_by(tokenizer))"
+        "template: RemoteReward(…, render=rendered_by(tokenizer)), in a file `options: {tokenizer: FOLDER}`"
     )
 
 
@@ -238,6 +238,48 @@ class RemoteReward:
                 said = f"{self.url}: {error or type(error).__name__}"
             logger.info("reward %r, try %d of %d: %s", self.name, attempt + 1, self.retries + 1, said)
         raise _FailedError(f"{said} (tried {self.retries + 1} times)")
+
+
+def server_reward(
+    url: str,
+    *,
+    tokenizer: str | None = None,
+    protocol: Protocol | None = None,
+    model: str | None = None,
+    outputs: dict[int, float] | None = None,
+    batch_size: int = 32,
+    parallel: int = 4,
+    timeout: float = 60.0,
+    retries: int = 4,
+    pause: float = 0.5,
+    headers: dict[str, str] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> RemoteReward:
+    """A server's reward from options as a configuration file can hold them.
+
+    Args:
+        url: the full address.
+        tokenizer: folder or Hugging Face name of the reward model's tokenizer, by which texts are rendered as that
+            model reads them, see `rendered_by`; None sends plain prompts with their completions behind them.
+        protocol, model, outputs, batch_size, parallel, timeout, retries, pause, headers, extra: see `RemoteReward`.
+
+    Raises:
+        ValueError: for an address or a number that cannot be, or a tokenizer that cannot be opened.
+    """
+    return RemoteReward(
+        url,
+        protocol=protocol,
+        model=model,
+        render=plain_text if tokenizer is None else rendered_by(tokenizer),
+        outputs=outputs,
+        batch_size=batch_size,
+        parallel=parallel,
+        timeout=timeout,
+        retries=retries,
+        pause=pause,
+        headers=headers or {},
+        extra=extra or {},
+    )
 
 
 class _RefusedError(Exception):
