@@ -147,6 +147,21 @@ class CausalLM(nn.Module):
         """A tokeniser for this model; `options` as for `plaudit.data.tokenising.TextTokeniser`."""
         return TextTokeniser(self.tokenizer, **{"causal": True, "max_length": self.max_length, **options})
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Every id that ends an answer, each once.
+
+        First the one that the tokeniser puts behind answers, then the tokenizer's own end of text and those of the
+        model's `generation_config`, of which it may name several (Llama 3: `<|eot_id|>`, `<|eom_id|>`,
+        `<|end_of_text|>`). They are read anew at every call, and saved with the model. Ids that the vocabulary does not
+        have are left out: defaults of an architecture, which no answer can hold.
+        """
+        model: Any = unwrap(self.model)
+        found = [self.text_tokeniser().end_token_id, self.tokenizer.eos_token_id]
+        found += configured_ends(getattr(model, "generation_config", None))
+        vocabulary = self.head[0].shape[0]
+        return [end for end in dict.fromkeys(found) if end is not None and 0 <= end < vocabulary]
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """States that the vocabulary head reads, scaled as the architecture scales its logits: `[N, H]`."""
         path = packed_states if self.packed else padded_states
@@ -237,6 +252,12 @@ class CausalLM(nn.Module):
             raise ValueError(
                 f"{type(plain).__name__} computes its logits in a way that is not known here (off by {difference:.2g})"
             )
+
+
+def configured_ends(generation_config: Any) -> list[int]:
+    """The end tokens of a transformers `GenerationConfig`: none, one or several; none without a configuration."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 
 def _load(name: str | Path, dtype: str, dropout: float, trust_remote_code: bool) -> nn.Module:

@@ -153,12 +153,13 @@ def reply(model: CausalLM, messages: Sequence[Message], sampling: SamplingConfig
         The whole answer.
     """
     prompt: Prompt = tuple(messages)
+    ends = model.end_token_ids
     ids: list[int] = []
     said = ""
 
     def told(_: list[tuple[int, int]], tokens: list[int]) -> None:
         nonlocal said
-        ids.extend(tokens)
+        ids.extend(token for token in tokens if token not in ends)
         text = decode(model.tokenizer, ids)
         # Part of a character, which the next token may complete.
         if not text.endswith("\ufffd") and text.startswith(said):

@@ -53,7 +53,7 @@ class GenerationResult:
         behaviour_logprobs: `B` lists, log-probability under the distribution that was drawn from: the same unless
             top-k, top-p or min-p cut it, and 0 where nothing was drawn (greedy, beams).
         finished: whether an end token or a stop string ended the answer; False at the token limit.
-        text: the answers without special tokens, cut before a stop string.
+        text: the answers without end token and special tokens, cut before a stop string.
         scores: of beams, their log-probability over length to the `length_penalty`; None otherwise.
     """
 
@@ -127,7 +127,7 @@ def generate(
         prompt_ids: `P` lists of token ids, unpadded; see `strip_padding` for padded ones.
         samples_per_prompt: `K` answers each; with beams, the best `K` of them.
         sampling: how tokens are chosen; the defaults if None.
-        end_token_ids: ids that end an answer; None takes the one that the model's tokeniser ends answers with.
+        end_token_ids: ids that end an answer; None takes all of the model's, see `CausalLM.end_token_ids`.
         generator: draws the seed of all rows; None takes `sampling.seed`.
         max_rows: most rows in one forward; prompts are batched by length.
         on_tokens: is told every token as it comes (not with beams).
@@ -141,8 +141,8 @@ def generate(
     """
     sampling = sampling or SamplingConfig()
     prompts = [list(prompt) for prompt in prompt_ids]
-    ends = [model.text_tokeniser().end_token_id] if end_token_ids is None else list(end_token_ids)
-    end_ids = torch.tensor([end for end in ends if end is not None], dtype=torch.long)
+    ends = model.end_token_ids if end_token_ids is None else list(end_token_ids)
+    end_ids = torch.tensor(ends, dtype=torch.long)
     _check(model, prompts, samples_per_prompt, sampling, end_ids, max_rows)
     seed = sampling.seed if generator is None else int(torch.randint(2**62, (), generator=generator))
     beams = sampling.num_beams if sampling.method == "beam" else 0
@@ -168,7 +168,7 @@ def generate(
             for index, place in enumerate(batch):
                 rows = range(index * samples_per_prompt, (index + 1) * samples_per_prompt)
                 answers[place] = [_answer(filled, row) for row in rows]
-    return as_result(prompts, answers, tokenizer, sampling)
+    return as_result(prompts, answers, tokenizer, sampling, ends)
 
 
 def strip_padding(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
@@ -266,9 +266,16 @@ def _answer(filled: _Answers, row: int) -> tuple[list[int], list[float], list[fl
 
 
 def as_result(
-    prompts: list[list[int]], answers: Mapping[int, list[Any]], tokenizer: Any, sampling: SamplingConfig
+    prompts: list[list[int]],
+    answers: Mapping[int, list[Any]],
+    tokenizer: Any,
+    sampling: SamplingConfig,
+    end_token_ids: Sequence[int] = (),
 ) -> GenerationResult:
-    """Answers by the place of their prompt, `(ids, logprobs, behaviour_logprobs, finished, score)` each, in order."""
+    """Answers by the place of their prompt, `(ids, logprobs, behaviour_logprobs, finished, score)` each, in order.
+
+    An end token is no part of the text, whether the tokenizer calls it special or not.
+    """
     stops = StopStrings(tokenizer, sampling.stop_strings)
     flat = [(place, number, *answer) for place in range(len(prompts)) for number, answer in enumerate(answers[place])]
     index, numbers, tokens, logprobs, behaviour, finished, scores = map(list, zip(*flat, strict=True))
@@ -280,7 +287,7 @@ def as_result(
         logprobs=logprobs,
         behaviour_logprobs=behaviour,
         finished=finished,
-        text=[stops.cut(decode(tokenizer, ids)) for ids in tokens],
+        text=[stops.cut(decode(tokenizer, ids[:-1] if ids and ids[-1] in end_token_ids else ids)) for ids in tokens],
         scores=scores if sampling.method == "beam" else None,
     )
 

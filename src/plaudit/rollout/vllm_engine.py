@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from plaudit.configs.generation import SamplingConfig
+from plaudit.models.causal_lm import configured_ends
 from plaudit.rollout.generate import GenerationResult, as_result
 
 
@@ -22,6 +24,8 @@ class VllmEngine:
 
     Attributes:
         tokenizer: decodes the answers; the policy's.
+        end_token_ids: what ends an answer where a call names nothing else: the tokenizer's end of text and those of the
+            folder's `generation_config.json`. `plaudit align` hands its policy's to every call.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Any, **options: Any) -> None:
@@ -42,6 +46,7 @@ class VllmEngine:
         except ImportError as error:
             raise ValueError("VllmEngine needs vLLM, which Plaudit does not install: pip install vllm") from error
         self.tokenizer = tokenizer
+        self.end_token_ids = _ends(folder, tokenizer)
         self._parameters: Any = vllm.SamplingParams
         # `processed`: at the sampling temperature.
         self._llm: Any = vllm.LLM(model=str(folder), logprobs_mode="processed_logprobs", **options)
@@ -73,7 +78,7 @@ class VllmEngine:
             raise ValueError(
                 "vLLM as an engine draws from the whole distribution: method sample, no top_k, top_p, min_p"
             )
-        ends = [self.tokenizer.eos_token_id] if end_token_ids is None else list(end_token_ids)
+        ends = self.end_token_ids if end_token_ids is None else list(end_token_ids)
         seed = sampling.seed if generator is None else int(torch.randint(2**31, (), generator=generator))
         prompts = [list(prompt) for prompt in prompt_ids]
         # A seed for each prompt: the same one would give equal prompts equal answers.
@@ -97,7 +102,15 @@ class VllmEngine:
             place: [_answer(each) for each in sorted(output.outputs, key=lambda each: each.index)]
             for place, output in enumerate(outputs)
         }
-        return as_result(prompts, answers, self.tokenizer, sampling)
+        return as_result(prompts, answers, self.tokenizer, sampling, ends)
+
+
+def _ends(folder: str | Path, tokenizer: Any) -> list[int]:
+    """The tokenizer's end token and the configured ones of a saved model, each once."""
+    described = (Path(folder) / "generation_config.json").is_file()
+    config = GenerationConfig.from_pretrained(folder) if described else None
+    found = dict.fromkeys([tokenizer.eos_token_id, *configured_ends(config)])
+    return [end for end in found if end is not None]
 
 
 def _answer(output: Any) -> tuple[list[int], list[float], list[float], bool, None]:

@@ -203,12 +203,11 @@ class AlignJob:
         """Hand the weights over and have the prompts of an iteration answered, with the time of both."""
         started, model = time.perf_counter(), self.policy.language_model
         engine.load_weights(model.model.state_dict().items())
-        end = model.text_tokeniser().end_token_id
         found = engine.generate(
             [self.prompt_ids[index] for index in self.chosen_prompts(iteration)],
             samples_per_prompt=self.config.samples_per_prompt,
             sampling=self.config.sampling.model_copy(update={"temperature": self.config.temperature(iteration)}),
-            end_token_ids=[] if end is None else [end],
+            end_token_ids=model.end_token_ids,
             generator=self.generator("answers", iteration),
         )
         return found, {"time/generation": time.perf_counter() - started}
