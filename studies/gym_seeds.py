@@ -1,9 +1,11 @@
 """Any algorithm of `plaudit gym` over several seeds: the returns of each, with a bootstrap interval over the seeds.
 
 python studies/gym_seeds.py run --algorithm option_critic --total 100000 --seeds 0 1 2 3 4 5 6 7 8 9
+python studies/gym_seeds.py run --algorithm dqn --total 50000 --set schedule=linear --results dqn-rate.jsonl
 python studies/gym_seeds.py table
 
-`run` adds to `docs/studies/gym-seeds.jsonl`; a seed that is there is not run again.
+`run` adds to `docs/studies/gym-seeds.jsonl`, or to another file; a seed that is there is not run again. `--set` gives
+options that are not the algorithm's defaults.
 """
 
 import argparse
@@ -24,14 +26,14 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "gym-seeds.
 KEY = ("algorithm", "env", "total", "seed")
 
 
-def run(algorithm: str, env: str, total: int, seed: int) -> dict[str, Any]:
-    """One run with the defaults of the algorithm, as a row of the results."""
+def run(algorithm: str, env: str, total: int, seed: int, options: dict[str, str] | None = None) -> dict[str, Any]:
+    """One run with the defaults of the algorithm but for `options`, as a row of the results."""
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         result = main(
             GymConfig.model_validate(
                 {
-                    "algorithm": {"name": algorithm},
+                    "algorithm": {"name": algorithm} | (options or {}),
                     "env": env,
                     "total_steps": total,
                     "seed": seed,
@@ -46,7 +48,7 @@ def run(algorithm: str, env: str, total: int, seed: int) -> dict[str, Any]:
         assert isinstance(result, GymResult)
         last = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "options/duration" in line][-1:]
     return {
-        "algorithm": algorithm,
+        "algorithm": named(algorithm, options or {}),
         "env": env,
         "total": total,
         "seed": seed,
@@ -56,6 +58,11 @@ def run(algorithm: str, env: str, total: int, seed: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         **{name: value for line in last for name, value in line.items() if name.startswith("options/")},
     }
+
+
+def named(algorithm: str, options: dict[str, str]) -> str:
+    """The algorithm with its options, as it stands in the results."""
+    return ", ".join([algorithm, *(f"{key}={value}" for key, value in options.items())])
 
 
 def rows(results: Path) -> list[dict[str, Any]]:
@@ -90,6 +97,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--total", type=int, default=100_000, help="environment steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="options of the algorithm, such as schedule=linear")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept")
     return parser.parse_args()
 
@@ -100,10 +108,11 @@ if __name__ == "__main__":
         print(table(chosen.results))
     else:
         for number in chosen.seeds:
-            wanted = (chosen.algorithm, chosen.env, chosen.total, number)
+            options = dict(each.split("=", 1) for each in chosen.set)
+            wanted = (named(chosen.algorithm, options), chosen.env, chosen.total, number)
             if any(tuple(row[name] for name in KEY) == wanted for row in rows(chosen.results)):
                 continue
-            line = run(*wanted)
+            line = run(chosen.algorithm, chosen.env, chosen.total, number, options)
             with chosen.results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)

@@ -20,8 +20,8 @@ from control_peer import bootstrap_interval, interquartile_mean
 
 from plaudit.algorithms.base import TaskSizes
 from plaudit.algorithms.deep_dyna import user_loss
+from plaudit.algorithms.world_controllers import evolve_controller
 from plaudit.algorithms.world_dialogue import evolve_speaker, fit_latent_user, matched_moves
-from plaudit.algorithms.world_learning import evolve_controller
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.world_model import WorldModelConfig
 from plaudit.models.user import LatentUser

@@ -81,6 +81,41 @@ def test_nothing_moves_at_the_optimum_whatever_was_sampled():
         assert gradient.abs().max() < 1e-14
 
 
+def test_the_critic_s_step_and_the_bonus_are_as_written_out():
+    """`Q^ret` by loops over strings of another policy, with λ, γ and the penalty; the weights of all three parts."""
+    mdp = TokenMDP(**SMALL, seed=1)
+    policy = tables_of(mdp, random_logits(mdp), random_logits(mdp, 1))
+    strings = mdp.enumerate()
+    strings = strings.with_fields(behaviour_logits=mdp.reference_logprobs[0][strings.observations])
+    given = {"discount": 0.9, "retrace_lambda": 0.3, "value_coefficient": 0.8, "trust_region": None}
+    parts = [policy.policy.logits, policy.action_values]
+    found = {}
+    for bonus in (0.0, 0.2):
+        options = AcerTextConfig(**given, entropy_coefficient=bonus)
+        loss, metrics = acer_loss(policy.tables(strings), strings, options, kl_coefficient=mdp.coefficient)
+        found[bonus] = torch.autograd.grad(loss, parts)
+    logprobs, table = policy.policy.logprobs().detach(), policy.action_values.detach()
+    reference, count = mdp.reference_logprobs[0], int(strings.mask.sum())
+    values = (logprobs.exp() * (table - mdp.coefficient * (logprobs - reference))).sum(-1)
+    wanted, error = torch.zeros_like(table), 0.0
+    for row in range(mdp.num_strings):
+        correction = behind = 0.0
+        for step in reversed(range(int(strings.mask[row].sum()))):
+            state, action = int(strings.observations[row, step]), int(strings.actions[row, step])
+            target = float(strings.rewards[row, step]) + 0.9 * (behind + correction)
+            ratio = math.exp(float(logprobs[state, action] - strings.behaviour_logprobs[row, step]))
+            own = float(table[state, action])
+            correction, behind = 0.3 * min(1.0, ratio) * (target - own), float(values[state])
+            wanted[state, action] += 0.8 * (own - target) / count
+            error += (own - target) ** 2 / count
+    torch.testing.assert_close(found[0.0][1], wanted, **TIGHT)
+    torch.testing.assert_close(found[0.2][1], wanted, **TIGHT)
+    assert float(metrics["value/loss"]) == pytest.approx(error)
+    chances = policy.policy.logprobs()[strings.observations[strings.mask]]
+    (spread,) = torch.autograd.grad(-(chances.exp() * chances).sum(-1).mean(), policy.policy.logits)
+    torch.testing.assert_close(found[0.2][0] - found[0.0][0], -0.2 * spread, **TIGHT)
+
+
 def test_few_strings_seen_often_reach_the_tilted_optimum():
     mdp = TokenMDP(**SMALL, seed=2)
     policy = tables_of(mdp)
@@ -260,3 +295,17 @@ def test_the_average_policy_follows_slowly():
     own, after = agent.policy.network.actor.parameters(), agent.average.actor.parameters()
     for old, mine, new in zip(before, own, after, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * mine.detach())
+
+
+def test_replay_begins_where_it_is_told_to_and_the_rate_falls():
+    agent, steady = echo_agent(learning_starts=300), echo_agent(schedule="constant")
+    collector, found = Collector(make_environments(Echo, 8), seed=0), []
+    for _ in range(4):  # 128 steps each
+        batch = collector.collect(agent.policy, 16)
+        found.append((agent.update(batch)["replay/updates"], agent.optimizer.param_groups[0]["lr"]))
+        steady.update(batch)
+    collector.environments.close()
+    assert [updates for updates, _ in found[:2]] == [0, 0]
+    assert sum(updates for updates, _ in found) > 0
+    assert [rate for _, rate in found] == pytest.approx([0.01 * (1 - done * 128 / 3840) for done in range(4)])
+    assert steady.optimizer.param_groups[0]["lr"] == 0.01

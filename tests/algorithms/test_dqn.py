@@ -88,3 +88,59 @@ def test_a_prioritised_replay_is_told_the_errors_of_what_was_drawn():
     chosen = fresh.network(vectors).gather(1, seen.actions[:, None]).squeeze(1)
     errors = (chosen.detach() - fresh.targets(seen)).abs().double()
     torch.testing.assert_close(leaves[drawn], (errors[drawn] + 1e-6) ** 0.5, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_descends_the_weighted_huber_error_of_what_was_drawn():
+    """Twice, from the same state: as the agent does it, and row by row."""
+    options = {"prioritised": True, "num_steps": 2, "huber_threshold": 0.3, "max_gradient_norm": 0.05}
+    agent = agent_of(**options, importance_exponent=0.4)
+    for _ in range(3):  # the first batch has drawn priorities apart
+        agent.update(played(agent))
+    other = agent_of(**options, importance_exponent=0.4)
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    metrics = agent._step()
+    batch = other.replay.sample(
+        8, discount=0.99, num_steps=2, importance_exponent=0.4 + 0.6 * 48 / 1000, generator=other.generator
+    )
+    loss, sizes = torch.zeros(()), []
+    for row, target in enumerate(other.targets(batch)):
+        vector = nn.functional.one_hot(batch.observations[row], 4).float()
+        error = other.network(vector)[batch.actions[row]] - target
+        sizes.append(abs(float(error.detach())))
+        huber = 0.5 * error**2 if sizes[-1] <= 0.3 else 0.3 * (error.abs() - 0.15)
+        loss = loss + batch.weights[row] * huber / 8
+    assert min(sizes) < 0.3 < max(sizes)
+    assert batch.weights.min() < 0.9
+    assert 0.99**2 in [pytest.approx(each) for each in batch.discounts.tolist()]
+    other.optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(other.network.parameters(), 0.05)
+    assert norm > 0.1
+    other.optimizer.step()
+    assert metrics["value/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for mine, its in zip(agent.network.parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_it_plays_at_random_and_learns_nothing_before_it_starts():
+    agent = agent_of(learning_starts=40, dueling=True)
+    assert agent.network.value is not None
+    before = copy.deepcopy(agent.network.state_dict())
+    uniform = torch.full((1, 4), 0.25).log()
+    for steps in (16, 32):
+        assert torch.equal(agent.policy.logprobs(torch.tensor([[0.0, 9.0, 0.0, 0.0]])), uniform)
+        assert set(agent.update(played(agent))) == {"replay/size", "exploration/amount"}
+        assert agent.policy.steps == steps
+    assert all(torch.equal(value, before[name]) for name, value in agent.network.state_dict().items())
+    assert "value/loss" in agent.update(played(agent))
+    assert agent.policy.logprobs(torch.tensor([[0.0, 9.0, 0.0, 0.0]])).argmax() == 1
+
+
+def test_the_rate_falls_to_nothing_where_it_is_asked_to():
+    for schedule, wanted in (("constant", [0.01] * 3), ("linear", [0.01 * left for left in (0.984, 0.968, 0.952)])):
+        agent, rates = agent_of(learning_rate=0.01, schedule=schedule), []
+        for _ in range(3):
+            agent.update(played(agent))
+            rates.append(agent.optimizer.param_groups[0]["lr"])
+        assert rates == pytest.approx(wanted)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.dyna import Dyna, DynaTables
+from plaudit.algorithms.dyna import DynaTables
+from plaudit.algorithms.dyna_agent import Dyna
 from plaudit.configs.dyna import DynaConfig
 from plaudit.rollout.environments import Collector, make_environments
 from plaudit.rollout.gridworlds import Grid, GridWorld, blocking_maze, dyna_maze

@@ -98,6 +98,65 @@ def test_the_manager_s_gradient_is_that_of_finite_differences_through_its_lstm()
     assert float((found * direction).sum()) == pytest.approx(numeric, rel=1e-6)
 
 
+def test_both_losses_are_the_sums_written_out():
+    """Returns backwards and transitions step by step, each level with its own reward, value, discount and weight."""
+    from plaudit.algorithms.feudal import _intrinsic
+
+    options = {"intrinsic_weight": 0.3, "discount": 0.8, "manager_discount": 0.9, "gae_lambda": 0.6}
+    weights = {"manager_coefficient": 0.7, "value_coefficient": 0.4, "entropy_coefficient": 0.05}
+    agent, trajectory = collected(**options, **weights, whiten_advantages=False)
+    rewards = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+    truncated = trajectory.truncated.clone()
+    truncated[1, 5] = True
+    trajectory = trajectory.with_fields(rewards=rewards, truncated=truncated)
+    manager, worker, metrics = feudal_losses(agent.policy, agent.network, trajectory, agent.config)
+    with torch.no_grad():
+        outputs, following = agent.policy.unroll(trajectory)
+        arrivals = agent.network.latent_states(observation_vectors(trajectory.next_observations, 4))
+    ends = (trajectory.continues == 0) | truncated
+    paid = rewards + 0.3 * _intrinsic(agent.network, trajectory, outputs, arrivals, ends)
+    totals = dict.fromkeys(("direction", "manager value", "policy", "value", "entropy"), 0.0)
+    for row in range(3):
+        later = {"manager": 0.0, "worker": 0.0}
+        for step in reversed(range(12)):
+            cut, goes_on = step == 11 or bool(truncated[row, step]), float(trajectory.continues[row, step])
+            levels = (("manager", rewards, 0.9, following.manager_values), ("worker", paid, 0.8, following.values))
+            for level, earned, discount, values in levels:
+                behind = float(values[row, step])
+                behind = behind if cut else 0.4 * behind + 0.6 * later[level]
+                later[level] = float(earned[row, step]) + discount * goes_on * behind
+            reach = next(place for place in range(step, 12) if ends[row, place] or place in (step + 2, 11))
+            direction = cosine(arrivals[row, reach] - outputs.states[row, step], outputs.goals[row, step])
+            surprise = later["manager"] - float(outputs.manager_values[row, step])
+            totals["direction"] -= surprise * float(direction)
+            totals["manager value"] += surprise**2
+            chances = outputs.logits[row, step].softmax(-1)
+            surprise = later["worker"] - float(outputs.values[row, step])
+            totals["policy"] -= surprise * float(chances[trajectory.actions[row, step]].log())
+            totals["value"] += surprise**2
+            totals["entropy"] -= float((chances * chances.log()).sum())
+    mean = {name: total / 36 for name, total in totals.items()}
+    assert manager.item() == pytest.approx(0.7 * mean["direction"] + 0.4 * mean["manager value"], abs=1e-5)
+    wanted = mean["policy"] + 0.4 * mean["value"] - 0.05 * mean["entropy"]
+    assert worker.item() == pytest.approx(wanted, abs=1e-5)
+    assert metrics["policy/entropy"].item() == pytest.approx(mean["entropy"], abs=1e-6)
+
+
+def test_whitened_advantages_have_mean_nothing_and_deviation_one(monkeypatch):
+    from plaudit.algorithms import feudal
+
+    seen = []
+    plain = feudal.policy_gradient_loss
+    monkeypatch.setattr(
+        feudal, "policy_gradient_loss", lambda *parts, **kw: (seen.append(parts[1]), plain(*parts, **kw))[1]
+    )
+    agent, trajectory = collected(whiten_advantages=True)
+    trajectory = trajectory.with_fields(rewards=5 * torch.rand(3, 12, generator=torch.Generator().manual_seed(0)))
+    feudal_losses(agent.policy, agent.network, trajectory, agent.config)
+    assert seen[0].mean().item() == pytest.approx(0, abs=1e-6)
+    assert seen[0].std(correction=0).item() == pytest.approx(1, abs=0.03)
+
+
 def test_cores_take_turns_and_all_speak():
     """Shared weights: core i sees the states of steps i, i + r, …, as an LSTM of its own would."""
     network = FeudalNetwork(4, 2, horizon=3, percept_size=6, manager_size=5)

@@ -7,7 +7,8 @@ import torch
 from gymnasium import spaces
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.world_learning import evolve_controller, fit_dynamics, improve_controller, segments
+from plaudit.algorithms.world_controllers import evolve_controller, improve_controller
+from plaudit.algorithms.world_learning import fit_dynamics, segments
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.world_model import WorldModelConfig
 from plaudit.models.world import RecurrentDynamics

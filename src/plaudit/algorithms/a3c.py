@@ -10,7 +10,8 @@ to the shared weights, without a lock: two workers may write at once, and betwee
 others may have moved the weights. How often they have is the gradient's *staleness*, which is logged.
 
 Departures: gradients are means over the steps of a segment, not sums, and are scaled down to a joint norm, as A2C's are
-here; ε is added to the root; actor and critic are two networks. One worker is A2C with one environment, to the bit.
+here; a segment always has `t_max` steps and goes on into the next episode where one ends; ε is added to the root; actor
+and critic are two networks. One worker is A2C with one environment, to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from plaudit.algorithms.base import TaskSizes
 from plaudit.algorithms.build import build_algorithm
+from plaudit.algorithms.stepping import scheduled_rate, set_learning_rate
 from plaudit.configs.a3c import A3CConfig
 from plaudit.models.control import ActorCriticNetwork
 from plaudit.rollout.control import ControlPolicy
@@ -154,9 +156,9 @@ class A3CAgent:
 
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """Move the shared weights by the gradient of these steps at the worker's own weights, and read again."""
-        if self.config.schedule == "linear":
-            left = max(0.0, 1 - self.shared.steps / self.total_steps)
-            self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * left
+        config = self.config
+        rate = scheduled_rate(config.schedule, config.learning_rate, done=self.shared.steps, total=self.total_steps)
+        set_learning_rate(self.optimizer, rate)
         metrics = self.algorithm.update(trajectory, generator=self.generator)
         staleness = self.shared.updates - self.updates_read
         self.shared.counts[self.place] += torch.tensor([trajectory.mask.numel(), 1])

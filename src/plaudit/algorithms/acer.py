@@ -10,9 +10,10 @@ At each step of a segment that a policy μ played, with the policy π as it is n
 `V = Σ_a π(a) Q(a)`. One update on fresh experience is followed by Poisson-many on replayed segments (algorithm 1).
 
 Departures: a time limit bootstraps from the environment's final observation and cuts the trace; segments of all
-environments are drawn alike instead of one for each environment; the entropy bonus is within the trust region; the
-penalty towards a reference is recomputed under the current policy (`plaudit.core.acer_losses`). Continuous actions
-(the paper's section 5) are left out, since nothing here has them.
+environments are drawn alike instead of one for each environment; environments side by side and one learner instead of
+asynchronous ones; actor and critic are two networks; the entropy bonus is within the trust region; the penalty towards
+a reference is recomputed under the current policy (`plaudit.core.acer_losses`). Continuous actions (the paper's section
+5) are left out, since nothing here has them.
 """
 
 import math

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plaudit.algorithms.acer import acer_loss
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.stepping import guarded_step, set_learning_rate
+from plaudit.algorithms.stepping import follow, guarded_step, scheduled_rate, set_learning_rate
 from plaudit.algorithms.updating import combine_metrics
 from plaudit.configs.acer import AcerConfig
 from plaudit.models.control import ActorActionValueNetwork
@@ -49,7 +49,8 @@ class AcerAgent:
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """One update on these `T` steps, then Poisson-many on replayed segments."""
         config = self.config
-        set_learning_rate(self.optimizer, config.learning_rate * self._rate_left())
+        rate = scheduled_rate(config.schedule, config.learning_rate, done=self.steps_seen, total=self.total_steps)
+        set_learning_rate(self.optimizer, rate)
         trajectory = without_stale_columns(trajectory)
         self.steps_seen += trajectory.num_rows * trajectory.num_steps
         taken = [self._step(trajectory)]
@@ -84,9 +85,6 @@ class AcerAgent:
         self.steps_seen = int(state["steps_seen"])
         self.generator.set_state(state["generator"])
 
-    def _rate_left(self) -> float:
-        return 1.0 if self.config.schedule == "constant" else max(1 - self.steps_seen / self.total_steps, 0.0)
-
     def _step(self, trajectory: Trajectory) -> dict[str, float]:
         """One optimizer step, and the average policy's after it."""
         config, network = self.config, self.policy.network
@@ -98,10 +96,7 @@ class AcerAgent:
             self.optimizer, float(loss.detach()), max_norm=config.max_gradient_norm, where=f"step {self.steps_seen}"
         )
         if self.average is not None:
-            with torch.no_grad():
-                pairs = zip(self.average.actor.parameters(), network.actor.parameters(), strict=True)
-                for theirs, mine in pairs:
-                    theirs.lerp_(mine, 1 - config.average_decay)
+            follow(self.average.actor.parameters(), network.actor.parameters(), share=1 - config.average_decay)
         names, values = list(found), torch.stack([value.detach().float() for value in found.values()]).tolist()
         return dict(zip(names, values, strict=True)) | {"gradient_norm": norm}
 

@@ -12,10 +12,10 @@ from plaudit.algorithms.acer_agent import AcerAgent
 from plaudit.algorithms.base import Agent, TaskSizes
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.dqn import DQN
-from plaudit.algorithms.dyna import Dyna
+from plaudit.algorithms.dyna_agent import Dyna
 from plaudit.algorithms.feudal import Feudal
 from plaudit.algorithms.option_critic import OptionCritic
-from plaudit.algorithms.stepping import set_learning_rate
+from plaudit.algorithms.stepping import scheduled_rate, set_learning_rate
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.acer import AcerConfig
@@ -69,9 +69,8 @@ class PolicyGradientAgent:
 
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """One update of the algorithm on these steps, or on the episodes that they have ended."""
-        if self.schedule == "linear":
-            left = max(0.0, 1 - self.num_updates / self.total_updates)
-            set_learning_rate(self.optimizer, self.learning_rate * left)
+        rate = scheduled_rate(self.schedule, self.learning_rate, done=self.num_updates, total=self.total_updates)
+        set_learning_rate(self.optimizer, rate)
         self.num_updates += 1
         found: Trajectory | None = trajectory
         if self.episodes is not None:

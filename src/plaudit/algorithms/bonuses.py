@@ -70,7 +70,8 @@ class DistillationBonus:
     and deviation and limited to ±5; errors are divided by their mean over all that has been reached so far, so an
     observation as new as they were on average pays `scale`, and once all is known nothing pays. Source: Burda et al.,
     "Exploration by random network distillation" (arXiv:1810.12894), section 2. Departures: errors are divided by their
-    mean, not by the deviation of their returns; there is one value for both rewards.
+    mean, not by the deviation of their returns; there is one value for both rewards, with one discount, so bonuses end
+    with the episode (the paper's go on behind it); normalising begins with the first batch, without steps at random.
 
     Attributes:
         target, predictor: `f` and `f̂`.

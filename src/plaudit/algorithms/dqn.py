@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.stepping import guarded_step
+from plaudit.algorithms.stepping import follow, guarded_step, scheduled_rate, set_learning_rate
 from plaudit.configs.q_learning import QLearningConfig
 from plaudit.core.q_learning import bootstrapped_targets, double_q_values, greedy_values
 from plaudit.core.value_losses import huber_td_loss
@@ -27,8 +27,10 @@ class DQN:
     The target network `θ⁻` is a copy of `θ` now and then, or follows it, `θ⁻ ← τ θ + (1 - τ) θ⁻`.
 
     Departures from the 2015 paper, all as in Stable-Baselines3: Adam for RMSProp, gradients clipped by their norm, a
-    round of updates after many steps of play; a time limit is no end: it bootstraps from the final observation. n-step
-    targets have no off-policy correction.
+    round of updates after many steps of play, rewards as they are; a time limit is no end: it bootstraps from the final
+    observation. n-step targets have no off-policy correction, as in Rainbow (arXiv:1710.02298, section 4). A following
+    target network is that of Lillicrap et al. (arXiv:1509.02971). The dueling network's gradients are not scaled by
+    `1/√2` where its two streams meet, and prioritised replay does not lower the rate, as their papers do.
 
     Attributes:
         policy: explores along its schedule.
@@ -72,6 +74,10 @@ class DQN:
         metrics = {"replay/size": float(self.replay.size), "exploration/amount": self.policy.amount}
         if self.policy.steps <= self.config.learning_starts:
             return metrics
+        rate = scheduled_rate(
+            self.config.schedule, self.config.learning_rate, done=self.policy.steps, total=self.total_steps
+        )
+        set_learning_rate(self.optimizer, rate)
         if self.config.polyak == 1 and self.policy.steps - self._copied_at >= self.config.target_every:
             self.target.load_state_dict(self.network.state_dict())
             self._copied_at = self.policy.steps
@@ -137,9 +143,7 @@ class DQN:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = guarded_step(self.optimizer, value, max_norm=config.max_gradient_norm, where=f"step {self.policy.steps}")
         if config.polyak < 1:
-            with torch.no_grad():
-                for kept, learned in zip(self.target.parameters(), self.network.parameters(), strict=True):
-                    kept.lerp_(learned, config.polyak)
+            follow(self.target.parameters(), self.network.parameters(), share=config.polyak)
         self.replay.set_errors(batch.places, chosen.detach() - targets)
         return {
             "value/loss": value,

@@ -8,7 +8,9 @@ Vezhnevets et al., "FeUdal networks for hierarchical reinforcement learning" (ar
 
 The worker's gradient stops at the goals; the percept is shared and learns from both levels. Departures: λ-returns for
 n-step returns; a goal whose horizon reaches beyond the episode or the data is judged by the last state there is;
-advantages of each level are whitened over the batch, unless told otherwise; Adam for RMSProp.
+advantages of each level are whitened over the batch, unless told otherwise; both losses are added up and take one step
+of Adam (for RMSProp), with one limit on the norm; gradients through time end where the batch begins, after
+`rollout_steps` (the paper's 400).
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.stepping import guarded_step, set_learning_rate
+from plaudit.algorithms.stepping import guarded_step, scheduled_rate, set_learning_rate
 from plaudit.configs.feudal import FeudalConfig
 from plaudit.core.hierarchy_losses import goal_direction_loss, horizon_transitions, intrinsic_rewards
 from plaudit.core.masked import masked_mean, masked_whiten
@@ -71,9 +73,8 @@ class Feudal:
             ValueError: if the trajectory lacks observations, next observations or the memory before its first step.
         """
         config = self.config
-        if config.schedule == "linear":
-            left = max(1 - self.num_updates / self.total_updates, 0.0)
-            set_learning_rate(self.optimizer, config.learning_rate * left)
+        rate = scheduled_rate(config.schedule, config.learning_rate, done=self.num_updates, total=self.total_updates)
+        set_learning_rate(self.optimizer, rate)
         manager, worker, metrics = feudal_losses(self.policy, self.network, trajectory, config)
         loss = manager + worker
         self.optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.stepping import guarded_step
+from plaudit.algorithms.stepping import follow, guarded_step
 from plaudit.configs.q_learning import ImplicitQConfig
 from plaudit.core.logprobs import token_logprobs
 from plaudit.core.q_learning import bootstrapped_targets, expectile_loss
@@ -72,9 +72,7 @@ class ImplicitQ:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         guarded_step(self.optimizer, float(loss.detach()), max_norm=None, where="implicit Q-learning")
-        with torch.no_grad():
-            for kept, learned in zip(self.target.parameters(), self.heads.parameters(), strict=True):
-                kept.lerp_(learned, config.polyak)
+        follow(self.target.parameters(), self.heads.parameters(), share=config.polyak)
         found = {"value/loss": float(v_loss.detach()), "value/q_loss": float(q_loss.detach())}
         return found | {f"value/{name}": float(value) for name, value in metrics.items()}
 

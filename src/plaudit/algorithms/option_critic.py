@@ -11,7 +11,8 @@ Bacon, Harb, Precup, "The option-critic architecture" (arXiv:1609.05140). With `
 Departures: as in most actor-critics, and in Harb et al., states are weighted as they were visited and not by discounted
 occupancy; the λ-return of the option that acted stands for `Q_U`, so no critic of actions is kept; the deliberation
 cost is charged in expectation, `-γ η β_ω(s')` at each step, which has the mean of charging it where an option ended
-and less noise; `V_Ω` is that of the ε-greedy policy over options that acts, not the maximum.
+and less noise; `V_Ω` is that of the ε-greedy policy over options that acts, not the maximum. Nothing is replayed and
+there is no target network, where the paper's Atari agent is a DQN over options.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.stepping import guarded_step, set_learning_rate
+from plaudit.algorithms.stepping import guarded_step, scheduled_rate, set_learning_rate
 from plaudit.configs.option_critic import OptionCriticConfig
 from plaudit.core.hierarchy_losses import arrival_values, option_metrics, option_state_values, termination_loss
 from plaudit.core.masked import masked_mean
@@ -102,8 +103,8 @@ class OptionCritic:
         config, done = self.config, self.num_updates / self.total_updates
         share = min(done / config.exploration_share, 1.0) if config.exploration_share else 1.0
         self.policy.exploration = 1.0 + share * (config.exploration - 1.0)
-        if config.schedule == "linear":
-            set_learning_rate(self.optimizer, config.learning_rate * max(1 - done, 0.0))
+        rate = scheduled_rate(config.schedule, config.learning_rate, done=self.num_updates, total=self.total_updates)
+        set_learning_rate(self.optimizer, rate)
 
 
 def option_critic_loss(

@@ -1,8 +1,11 @@
 """The optimizer step that every algorithm takes: bounded, and not taken at all where a number is not finite."""
 
 import math
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from plaudit.core.finite import NonFiniteError
@@ -42,3 +45,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The same rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def scheduled_rate(schedule: Literal["constant", "linear"], rate: float, *, done: int, total: int) -> float:
+    """A learning rate: `rate`, or with `linear` `rate · max(0, 1 - done / total)`, 0 at the end of the run.
+
+    Args:
+        schedule: `constant` or `linear`.
+        rate: of the first update.
+        done, total: steps or updates, so far and of the whole run.
+    """
+    return rate if schedule == "constant" else rate * max(0.0, 1 - done / total)
+
+
+@torch.no_grad()
+def follow(kept: Iterable[Tensor], learned: Iterable[Tensor], *, share: float) -> None:
+    """`θ⁻ ← τ θ + (1 - τ) θ⁻` in place: target networks and average policies, which follow slowly.
+
+    Args:
+        kept, learned: `θ⁻` and `θ`, in the same order.
+        share: `τ`.
+    """
+    for old, new in zip(kept, learned, strict=True):
+        old.lerp_(new, share)

@@ -4,7 +4,9 @@
     4. C: the controller that does best in M's dreams;  5. play with it, and again from 2 where there are rounds left.
 
 Source: Ha and Schmidhuber, "World models" (arXiv:1803.10122). Departures: see `plaudit.models.world`; play is mixed
-(`plaudit.rollout.mixed_play`) instead of purely random; a dream ends where going on is less likely than not.
+(`plaudit.rollout.mixed_play`) instead of purely random; dreams pay what the reward head foretells, but never more or
+less than was seen in play, and end where going on is less likely than not; a memory begins anew with each segment; the
+encoder learns in the first round alone, from every observation of it.
 """
 
 from typing import Any
@@ -13,13 +15,8 @@ import torch
 from torch import Tensor
 
 from plaudit.algorithms.base import TaskSizes
-from plaudit.algorithms.world_learning import (
-    evolve_controller,
-    fit_dynamics,
-    fit_encoder,
-    improve_controller,
-    segments,
-)
+from plaudit.algorithms.world_controllers import evolve_controller, improve_controller
+from plaudit.algorithms.world_learning import fit_dynamics, fit_encoder, segments
 from plaudit.configs.world_model import WorldModelConfig
 from plaudit.models.control import ActorCriticNetwork
 from plaudit.models.world import PlainEncoder, RecurrentDynamics, VariationalEncoder
