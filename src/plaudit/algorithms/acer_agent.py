@@ -57,8 +57,7 @@ class AcerAgent:
         self.replay.add(trajectory)
         replays = 0
         if config.replay_ratio and self.steps_seen >= config.learning_starts:
-            rate = torch.tensor(config.replay_ratio)
-            replays = int(torch.poisson(rate, generator=self.generator))
+            replays = int(torch.poisson(torch.tensor(config.replay_ratio), generator=self.generator))
         for _ in range(replays):
             taken.append(self._step(self.replay.sample(self.num_environments, generator=self.generator)))
         found = combine_metrics(taken)

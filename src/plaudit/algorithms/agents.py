@@ -1,7 +1,7 @@
 """Agents by the configuration that describes them, and the policy-gradient family as one of them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -49,7 +49,8 @@ class PolicyGradientAgent:
         playing = config.playing()
         self.num_environments, self.num_steps = config.num_environments, int(playing["rollout_steps"])
         self.total_updates = max(1, total_steps // (self.num_environments * self.num_steps))
-        self.schedule, self.learning_rate = str(playing["schedule"]), float(playing["learning_rate"])
+        self.schedule: Literal["constant", "linear"] = playing["schedule"]
+        self.learning_rate = float(playing["learning_rate"])
         self.policy = ControlPolicy(ActorCriticNetwork(*sizes, hidden=config.hidden, seed=seed))
         self.optimizer = OPTIMIZERS[playing["optimizer"]](self.policy.parameters(), self.learning_rate)
         self.algorithm = build_algorithm(
