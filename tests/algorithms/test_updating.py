@@ -7,6 +7,7 @@ import torch
 
 from plaudit.algorithms.base import Prepared
 from plaudit.algorithms.build import build_algorithm
+from plaudit.algorithms.minibatches import micro_batches
 from plaudit.algorithms.updating import combine_metrics
 from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.core.finite import NonFiniteError
@@ -124,6 +125,22 @@ def test_micro_batches_give_the_step_of_one_piece(reduction, view):
     assert many == pytest.approx(one)
     assert one["gradient_norm"] > 0.05
     assert (whole.logits - mdp.policy().logits).abs().max() > 1e-4
+
+
+def test_pairs_of_answers_go_together_whatever_the_micro_batches():
+    mdp = problem()
+    found = []
+    for kind in (TabularPolicy, InPieces):
+        policy = kind(mdp.policy().logits)
+        batch = batch_of(mdp, policy=policy)
+        parts = micro_batches(policy, batch, whole_groups=True)
+        assert sorted(torch.cat(parts).tolist()) == list(range(batch.num_rows))
+        assert sum(len(set(batch.group_ids[part].tolist())) for part in parts) == mdp.num_prompts
+        metrics = algorithm_of(policy, sgd=True, name="dpo", epochs=2).update(batch)
+        found.append((policy.logits.detach(), metrics))
+    torch.testing.assert_close(found[1][0], found[0][0], **EXACT)
+    assert found[1][1] == pytest.approx(found[0][1])
+    assert (found[0][0] - mdp.policy().logits).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce", "ppo"])

@@ -38,6 +38,7 @@ def test_generate(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--length-penalty", "2"], "plaudit: length_penalty and early_stopping are for method 'beam', not 'sample'"),
         (["--num-beams", "3"], "plaudit: num_beams 3 is for method 'beam', not 'sample'"),
         (["--method", "greedy", "--top-k", "2"], "plaudit: top_k, top_p and min_p are for method 'sample'"),
         (["--stop", ""], "plaudit: stop_strings holds an empty string"),

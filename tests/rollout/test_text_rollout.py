@@ -281,17 +281,25 @@ def test_gradients_of_micro_batches_add_up_to_those_of_one_piece(model: CausalLM
     policy = LanguagePolicy.build(model)
     weights = torch.randn(found.trajectory.actions.shape, generator=torch.Generator().manual_seed(1))
     gradients = []
-    for budget in (8192, 12):
+    lengths, ids = found.trajectory.mask.sum(1), found.trajectory.group_ids
+    assert ids is not None
+    largest = max(len(PROMPT_IDS[group]) + int(lengths[ids == group].sum()) for group in range(len(PROMPTS)))
+    for budget in (8192, largest, 12, 1):
         text_policy = TextPolicy(policy, token_budget=budget, prompts=PROMPT_IDS)
         model.zero_grad()
         parts = text_policy.micro_batches(found.trajectory)
-        assert len(parts) == (1 if budget == 8192 else 3)
+        assert len(parts) == {8192: 1, largest: len(PROMPTS), 1: found.trajectory.num_rows}.get(budget, len(parts))
+        assert sorted(torch.cat(parts).tolist()) == list(range(found.trajectory.num_rows))
+        for part in parts:
+            size = sum(len(PROMPT_IDS[group]) for group in set(ids[part].tolist())) + int(lengths[part].sum())
+            assert size <= budget or len(part) == 1  # a group that is too large is divided, an answer is not
         for part in parts:
             evaluation = text_policy.evaluate(found.trajectory.select(part))
             (evaluation.logprobs * weights[part]).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append(torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None]))
     model.zero_grad()
-    assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+    for other in gradients[1:]:
+        assert_close(gradients[0], other, atol=1e-5, rtol=1e-4)
 
 
 def test_rows_that_count_nothing_are_passed_over(model: CausalLM) -> None:

@@ -21,6 +21,7 @@ from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.model import weights_hash
 from plaudit.rewards.normalise import Running, normalised
 from plaudit.rollout.engine import InProcessEngine
+from plaudit.rollout.generate import generate
 from plaudit.training import align
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob
@@ -303,6 +304,35 @@ def test_it_leaves_a_model_that_transformers_opens_metrics_and_samples(tokenizer
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 3
 
 
+def test_policies_on_the_way_are_kept_and_answers_may_be_sampled_few_at_a_time(
+    tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        together.append(options["max_rows"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr("plaudit.rollout.answering.generate", watched)
+    seen: list[dict[str, Tensor]] = []
+    for name, options in (("few", {"max_rows": 5, "keep_model_every": 2}), ("many", {})):
+        output = tmp_path / name
+        run(
+            settings(tokenizer_path, output, **options),
+            on_iteration=lambda _, model: seen.append({k: v.clone() for k, v in model.model.state_dict().items()}),
+        )
+    assert [folder.name for folder in (tmp_path / "few" / "models").iterdir()] == ["00002"]
+    assert not (tmp_path / "many" / "models").exists()
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "few" / "models" / "00002").state_dict()
+    assert all(torch.equal(kept[key], seen[1][key]) for key in kept)
+    assert set(together) == {5, 256}
+    few, many = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("few", "many"))
+    assert few[0]["eval/reward/mean"] == pytest.approx(many[0]["eval/reward/mean"])
+    assert few[1]["reward/mean"] == pytest.approx(many[1]["reward/mean"])
+    run(settings(tokenizer_path, tmp_path / "few", overwrite=True, iterations=1))
+    assert not (tmp_path / "few" / "models").exists()
+
+
 def test_with_a_dominating_penalty_the_policy_stays_and_without_one_it_goes(
     tokenizer_path: str, tmp_path: Path
 ) -> None:
@@ -426,6 +456,9 @@ REMAX = {"name": "reinforce", "baseline": "greedy"}
         ({"reward": "length_penalty=0.1", "rewards": {"parts": {"a": {"reward": "x"}}}}, "not both"),
         ({"sampling": {"method": "greedy"}}, "learning needs samples"),
         ({"sampling": {"top_p": 0.9}}, "not be samples of the policy"),
+        ({"model": {"backbone": "a", "dropout": 0.1}}, "dropout is off while a policy is aligned"),
+        ({"model": {"backbone": "a", "lora": {"dropout": 0.1}}}, "dropout is off while a policy is aligned"),
+        ({"sampling": {"length_penalty": 2.0}}, "length_penalty and early_stopping are for method 'beam'"),
         ({"sampling": {"seed": 3}}, "sampling.seed: 3: all draws of a run follow from seed"),
         ({"algorithm": {"name": "rloo"}, "samples_per_prompt": 1}, "samples_per_prompt must be"),
         ({"algorithm": {"name": "rloo"}, "critic": "shared"}, "no learned value"),

@@ -50,8 +50,13 @@ def plan_minibatches(
     return steps
 
 
-def micro_batches(policy: Policy, trajectory: Trajectory) -> list[Tensor]:
+def micro_batches(policy: Policy, trajectory: Trajectory, *, whole_groups: bool = False) -> list[Tensor]:
     """Rows of each forward pass by the policy's own `micro_batches`, in their own order where one pass takes all.
+
+    Args:
+        policy: says how many rows it takes at a time, if it cares.
+        trajectory: `B` rows.
+        whole_groups: rows of a prompt that the policy would take apart go together, where the first of them goes.
 
     Raises:
         ValueError: if the policy leaves a row out or takes one twice.
@@ -63,4 +68,11 @@ def micro_batches(policy: Policy, trajectory: Trajectory) -> list[Tensor]:
         raise ValueError(
             f"micro-batches must hold each of {len(places)} rows once, got {[part.tolist() for part in parts]}"
         )
+    if whole_groups and trajectory.group_ids is not None and len(parts) > 1:
+        _, group = torch.unique(trajectory.group_ids, return_inverse=True)
+        part_of = torch.empty_like(places)
+        for number, part in enumerate(parts):
+            part_of[part] = number
+        first = torch.full_like(places, len(parts)).scatter_reduce(0, group, part_of, "amin")[group]
+        parts = [rows for number in range(len(parts)) if len(rows := (first == number).nonzero().flatten())]
     return [places] if len(parts) == 1 else parts

@@ -220,7 +220,7 @@ def _surrogate(
 def _preference(actions: _Actions, rows: Rows, coefficients: Coefficients) -> tuple[Tensor, Metrics, Metrics]:
     """The loss of all pairs of a prompt's answers; ratios as every algorithm logs them; what is known of the pairs.
 
-    `rows` hold whole groups, as every policy with micro-batches of its own keeps them.
+    `rows` hold whole groups: see `whole_groups` of `plaudit.algorithms.minibatches.micro_batches`.
     """
     group_ids = rows.trajectory.group_ids
     if group_ids is None:

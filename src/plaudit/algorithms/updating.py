@@ -210,7 +210,8 @@ class PolicyGradient:
 
     def _backward(self, whole: Rows, coefficients: Coefficients, known: Evaluation | None) -> tuple[Tensor, Metrics]:
         """Gradients of all rows, micro-batch by micro-batch; loss and metrics of the whole, without gradient."""
-        parts = micro_batches(self.policy, whole.trajectory) if known is None else [torch.empty(0)]
+        pairs = self.settings.surrogate == "preference"  # are made of answers that go together
+        parts = [torch.empty(0)] if known else micro_batches(self.policy, whole.trajectory, whole_groups=pairs)
         tables: list[Tensor] = []
         for part in parts:
             rows = whole if len(parts) == 1 else whole.select(part)

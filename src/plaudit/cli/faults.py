@@ -20,7 +20,7 @@ FILE_FAULTS = {
 """What the system says about a file, and what to do."""
 
 MEMORY = (
-    "out of memory: lower tokens_per_micro_batch (the result stays the same) or token_budget, switch on "
+    "out of memory: lower tokens_per_micro_batch (the result stays the same), max_rows or token_budget, switch on "
     "gradient_checkpointing, or take a smaller model; --dry-run estimates what a run needs"
 )
 

@@ -27,6 +27,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     num_beams: int = 1,
+    length_penalty: float = 1.0,
     stop: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     seed: int = 0,
     logprobs: bool = False,
@@ -70,6 +71,8 @@ def generate(
         Draw from tokens of at least `min_p` times the probability of the most likely one.
     num_beams
         Beams of `--method beam`.
+    length_penalty
+        A beam's log-probability is divided by its length to this power: above 0 favours long answers.
     stop
         An answer ends where this text appears; may be given several times.
     seed
@@ -112,6 +115,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         num_beams=num_beams,
+        length_penalty=length_penalty,
         stop_strings=stop,
         seed=seed,
     )

@@ -108,6 +108,9 @@ class AlignConfig(RunConfig):
     """Prompts answered between two updates of the behaviour."""
     samples_per_prompt: int = Field(default=4, gt=0)
     """Answers to each."""
+    max_rows: int = Field(default=256, gt=0)
+    """Most answers that are sampled together (those to one prompt always are): fewer need less memory for keys and
+    values, and more time."""
     iterations: int = Field(default=100, gt=0)
     """How often answers are sampled and learned from."""
 
@@ -125,11 +128,15 @@ class AlignConfig(RunConfig):
     """Answers of each iteration that are written to `samples.jsonl` as text."""
 
     output: Path = Path("runs/align")
-    """Folder of the run: `model/` (the policy), `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `result.json`."""
+    """Folder of the run: `model/` (the policy), `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `result.json`, and
+    `models/` where earlier policies are kept."""
     evaluate_every: int | None = Field(default=10, gt=0)
     """Iterations between evaluations on held-out prompts; also before the first and after the last."""
     save_every: int | None = Field(default=10, gt=0)
     """Iterations between checkpoints; the last one is always saved."""
+    keep_model_every: int | None = Field(default=None, gt=0)
+    """Iterations between copies of the policy as it is then, `models/00010/`, plain transformers folders like `model/`:
+    the points of a run for `plaudit evaluate policy run/10=…`. None keeps the last one alone."""
     log_every: int = Field(default=1, gt=0)
     """Iterations between printed lines."""
 
@@ -174,6 +181,12 @@ class AlignConfig(RunConfig):
             )
         if self.sampling.method != "sample":
             raise ValueError(f"sampling.method: {self.sampling.method}: learning needs samples; use method: sample")
+        lora = self.model.lora
+        if self.model.dropout or (lora is not None and lora.dropout):
+            raise ValueError(
+                "model.dropout, model.lora.dropout: dropout is off while a policy is aligned, for its updates have to "
+                "see the policy that sampled; leave it out"
+            )
         if self.sampling.seed:
             raise ValueError(f"sampling.seed: {self.sampling.seed}: all draws of a run follow from seed; give that")
         filtered = [name for name in ("top_k", "top_p", "min_p") if getattr(self.sampling, name) is not None]

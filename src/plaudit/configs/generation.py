@@ -57,6 +57,8 @@ class SamplingConfig(Config):
             raise ValueError(f"method 'beam' needs num_beams of at least 2, got {self.num_beams}")
         if self.method != "beam" and self.num_beams > 1:
             raise ValueError(f"num_beams {self.num_beams} is for method 'beam', not {self.method!r}")
+        if self.method != "beam" and (self.length_penalty != 1.0 or self.early_stopping):
+            raise ValueError(f"length_penalty and early_stopping are for method 'beam', not {self.method!r}")
         if self.method == "beam" and self.stop_strings:
             raise ValueError("stop_strings are for 'sample' and 'greedy'; a beam search ends at end tokens alone")
         if self.method == "beam" and self.temperature != 1.0:

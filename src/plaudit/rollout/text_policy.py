@@ -24,7 +24,9 @@ class TextPolicy:
     Attributes:
         policy: the language model with its critic.
         temperature: logits are divided by it, as they were when the tokens were drawn.
-        token_budget: most tokens of a forward pass; the answers of one prompt always go together.
+        token_budget: most tokens of a forward pass; the answers of a prompt go together as far as that allows, and an
+            answer that is longer goes alone.
+        max_rows: most answers that are sampled together.
         prompts: token ids of the prompts that `group_ids` name.
     """
 
@@ -34,11 +36,13 @@ class TextPolicy:
         *,
         temperature: float = 1.0,
         token_budget: int = 8192,
+        max_rows: int = 256,
         prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self.policy = policy
         self.temperature = temperature
         self.token_budget = token_budget
+        self.max_rows = max_rows
         self.prompts = [list(prompt) for prompt in prompts]
 
     @property
@@ -53,13 +57,24 @@ class TextPolicy:
         return self.policy.language_model.steering
 
     def micro_batches(self, trajectory: Trajectory) -> list[Tensor]:
-        """The rows, cut into as few parts as the token budget allows without dividing a group: `[n]` int64 each."""
-        rows = self._rows_by_group(trajectory)
+        """The rows, cut into few parts within the token budget: `[n]` int64 each.
+
+        A group is divided only where it is larger than the budget, since its prompt is then read once more.
+        """
         lengths = trajectory.mask.sum(1).tolist()
-        groups = list(rows)
-        sizes = [len(self.prompts[group]) + sum(lengths[row] for row in rows[group]) for group in groups]
-        filled = fill_batches(range(len(groups)), sizes, self.token_budget)
-        return [torch.tensor([row for index in sorted(part) for row in rows[groups[index]]]) for part in filled]
+        pieces: list[list[int]] = []
+        sizes: list[int] = []
+        for group, rows in self._rows_by_group(trajectory).items():
+            prompt, fresh = len(self.prompts[group]), True
+            for row in rows:
+                if fresh or sizes[-1] + lengths[row] > self.token_budget:
+                    pieces.append([])
+                    sizes.append(prompt)
+                    fresh = False
+                pieces[-1].append(row)
+                sizes[-1] += lengths[row]
+        filled = fill_batches(range(len(pieces)), sizes, self.token_budget)
+        return [torch.tensor([row for index in sorted(part) for row in pieces[index]]) for part in filled]
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probabilities, entropies and values `[B, T]` in float32, with gradients; 0 at masked steps."""

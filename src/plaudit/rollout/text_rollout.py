@@ -108,6 +108,7 @@ def answer_prompts(
             samples_per_prompt=samples_per_prompt,
             sampling=sampling,
             generator=generator,
+            max_rows=policy.max_rows,
         )
     else:
         found, samples = generated, as_samples(generated, prompts)

@@ -156,7 +156,10 @@ def prepare(
             say(f"{kind}: {count}{different}")
     optimizer = build_optimizer(policy, config.optimizer, head_prefixes=HEADS)
     text_policy = TextPolicy(
-        policy, temperature=config.sampling.temperature, token_budget=config.tokens_per_micro_batch
+        policy,
+        temperature=config.sampling.temperature,
+        token_budget=config.tokens_per_micro_batch,
+        max_rows=config.max_rows,
     )
     algorithm = build_algorithm(
         config.algorithm,
@@ -201,12 +204,12 @@ def run_iterations(
         while state.step < config.iterations:
             if (name := asked_to_stop()) is not None:
                 # Before the next answers are sampled, which may take minutes.
-                return break_off(session, trackers, name)
+                return break_off(job, session, trackers, name)
             if job.pending is None and job.refresher is not None and job.refresher.due(state.step):
                 try:
                     refresh(job, job.refresher, state.step, progress)
                 except RefreshStopped as stopped:
-                    return break_off(session, trackers, stopped.signal)
+                    return break_off(job, session, trackers, stopped.signal)
             factor = schedule_factor(config, state.step)
             set_learning_rate(session.optimizer, factor)
             if job.pending is None:
@@ -218,7 +221,7 @@ def run_iterations(
             going_on = True
             while going_on and iteration.done < len(iteration.plan):
                 if (name := asked_to_stop()) is not None:
-                    return break_off(session, trackers, name)
+                    return break_off(job, session, trackers, name)
                 going_on = job.take_step(iteration)
             metrics = job.finish(iteration)
             if job.refresher is not None:
@@ -236,9 +239,10 @@ def run_iterations(
             guard = job.guards.stop_reason(metrics)
             if job.held_out and (last or guard or _due(config.evaluate_every, state.step)):
                 evaluate(job, session, trackers, progress)
+            if _due(config.keep_model_every, state.step):
+                save_whole(job.save_model, config.output / "models" / f"{state.step:05d}")
             if last or guard or _due(config.save_every, state.step):
-                if (check := getattr(job.reward, "check", None)) is not None:
-                    check()
+                check_unchanged(job)
                 trackers.flush()
                 samples.flush()
                 session.save()
@@ -270,8 +274,7 @@ def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: Prog
 
 def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, progress: ProgressReport) -> None:
     """Have some of the policy's answers judged, let the reward model learn from that, and say what it cost."""
-    if (check := getattr(job.reward, "check", None)) is not None:
-        check()
+    check_unchanged(job)
     found = refresher.refresh(job.text_policy, job.prompts, job.prompt_ids, iteration)
     shown = ""
     if "refresh/accuracy_after" in found:
@@ -304,11 +307,18 @@ def log(
         warn(f"iteration {state.step}: {text}")
 
 
-def break_off(session: Session, trackers: Trackers, signal: str) -> str:
+def check_unchanged(job: AlignJob) -> None:
+    """See that the models among the rewards are what they were."""
+    if (check := getattr(job.reward, "check", None)) is not None:
+        check()
+
+
+def break_off(job: AlignJob, session: Session, trackers: Trackers, signal: str) -> str:
     """Save the run as it stands, in the middle of an iteration, and say how to go on."""
+    check_unchanged(job)
     path = session.save()
     trackers.flush()
-    say(f"align: stopped by {signal} in iteration {session.state.step + 1}; go on with resume ({path})")
+    say(f"align: stopped by {signal} in iteration {session.state.step + 1}; go on with --resume ({path})")
     return signal
 
 

@@ -219,7 +219,8 @@ class AlignJob:
             sampling = self.config.sampling.model_copy(update={"temperature": self.config.temperature(iteration)})
             prompt_ids = [self.prompt_ids[index] for index in self.chosen_prompts(iteration)]
             state = self.generator("answers", iteration).get_state()
-            self.rollouts.ask(Request(iteration, prompt_ids, self.config.samples_per_prompt, sampling, state))
+            size = self.config.samples_per_prompt
+            self.rollouts.ask(Request(iteration, prompt_ids, size, sampling, state, self.config.max_rows))
 
     def publish(self, updates: int) -> None:
         """Let workers go on with the weights after so many updates."""

@@ -13,7 +13,7 @@ from plaudit.training.messages import say, warn
 from plaudit.training.processes import Processes
 
 RUN_ENTRIES = (
-    *("checkpoints", "model", "metrics.jsonl", "samples.jsonl"),
+    *("checkpoints", "model", "models", "metrics.jsonl", "samples.jsonl"),
     *("configuration.yaml", "result.json", "tensorboard", "curve.csv", "curve.png", "video"),
     *("refresh", "reward-model"),
 )

@@ -206,6 +206,7 @@ class RewardRefresher:
             sampling=self.config.sampling.model_copy(
                 update={"temperature": self.config.temperature(iteration), "seed": seed % 2**31}
             ),
+            max_rows=policy.max_rows,
         )
         answers: list[dict[str, None]] = [{} for _ in chosen]
         for place, text in zip(found.prompt_index, found.text, strict=True):

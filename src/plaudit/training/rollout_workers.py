@@ -30,13 +30,15 @@ from plaudit.training.workers import PATIENCE, how_it_ended
 
 
 class Request(NamedTuple):
-    """Answers that are wanted: of which iteration, to what, and the state of the generator that draws them."""
+    """Answers that are wanted: of which iteration, to what, the state of the generator that draws them, and how many
+    may be written together."""
 
     iteration: int
     prompt_ids: list[list[int]]
     samples_per_prompt: int
     sampling: SamplingConfig
     generator_state: Tensor
+    max_rows: int = 256
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def write_answers(model: CausalLM, published: PublishedWeights, channel: Connect
                 samples_per_prompt=request.samples_per_prompt,
                 sampling=request.sampling,
                 generator=generator,
+                max_rows=request.max_rows,
             )
             channel.send(Rollout(iteration, version, found, time.perf_counter() - begun))
     except Exception:

@@ -31,7 +31,17 @@ from plaudit.training.stopping import BestSoFar
 
 FREE_KEYS = frozenset(
     {"output", "overwrite", "resume", "patience", "tolerance", "keep_last", "log_every", "trackers"}
-    | {"quiet", "save_every", "device", "prefetch", "token_cache", "threads", "parallel", "process_timeout"}
+    | {
+        "quiet",
+        "save_every",
+        "keep_model_every",
+        "device",
+        "prefetch",
+        "token_cache",
+        "threads",
+        "parallel",
+        "process_timeout",
+    }
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations", "total_steps"})
 
