@@ -225,6 +225,7 @@ def test_old_comparisons_go_along(tokenizer_folder: str, tmp_path: Path, monkeyp
 
     def watched(config: Any, *, train: list[Comparison], model: Any) -> Any:
         seen.append(train)
+        model.eval().requires_grad_(False)  # as a stopped refresh leaves it
         raise refreshing.RefreshStopped("SIGTERM")
 
     monkeypatch.setattr(refreshing.reward_training, "main", watched)
