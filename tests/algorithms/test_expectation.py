@@ -5,6 +5,7 @@ import torch
 
 from plaudit.algorithms.build import build_algorithm
 from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.core.kl import KL_ESTIMATORS
 from plaudit.rollout import exact
 from plaudit.rollout.token_mdp import TokenMDP
 from studies.algorithms import greedy_returns
@@ -206,6 +207,43 @@ def test_k3_of_the_answer_as_a_loss_has_its_own_optimum():
     # k2 of the answer as a loss has the tilted optimum.
     k2 = options | {"kl_estimator": "k2"}
     torch.testing.assert_close(expected_step(mdp, optimum, k2), torch.zeros_like(own[0]), **TIGHT)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_k2_and_k3_in_the_reward_hold_nothing(estimator):
+    """To a policy gradient a reward is a number: what is rarer than in the reference is fined and made rarer still.
+
+    At the reference they do not pull (k1 does), and in the end one answer is left.
+    """
+    mdp = TokenMDP(**TINY, seed=1)
+    reference = mdp.reference_logprobs[0][mdp.string_prefixes, mdp.string_tokens]
+
+    def slope(logits, kind, rewards):
+        """`Σ_y ∇π(y) (r(y) - β Σ_t k_t)` over all strings, the penalty held constant."""
+        leaf = logits.clone().requires_grad_()
+        logprobs = leaf.log_softmax(-1)
+        own = logprobs[0][mdp.string_prefixes, mdp.string_tokens]
+        penalty = (KL_ESTIMATORS[kind](own, reference) * mdp.string_mask).sum(1).detach()
+        paid = rewards - mdp.coefficient * penalty
+        (found,) = torch.autograd.grad((mdp.string_logprobs(logprobs)[0].exp() * paid).sum(), leaf)
+        return found
+
+    options = {"name": "reinforce", "baseline": "none", "view": "answer", "kl_estimator": estimator}
+    somewhere = random_logits(mdp)
+    expected = expected_step(mdp, somewhere, options)
+    torch.testing.assert_close(expected, slope(somewhere, estimator, mdp.string_rewards[0])[0], **TIGHT)
+    nearby, nothing = mdp.reference_logprobs + 1e-3 * somewhere, 0 * mdp.string_rewards[0]
+    assert slope(nearby, estimator, nothing).norm() < 0.01 * slope(nearby, "k1", nothing).norm()
+    ends = {}
+    for kind in ("k1", estimator):
+        logits = mdp.reference_logprobs.clone()
+        for _ in range(200):
+            logits += slope(logits, kind, mdp.string_rewards[0])
+        ends[kind] = logits.log_softmax(-1)
+    assert mdp.gap(ends["k1"]) < 0.001
+    assert mdp.gap(ends[estimator]) > 1  # worse than the reference, where it began
+    assert mdp.string_logprobs(ends[estimator])[0].exp().max() > 0.95
+    assert mdp.string_logprobs(ends["k1"])[0].exp().max() < 0.5
 
 
 def test_grpo_as_published_has_its_own_optimum():

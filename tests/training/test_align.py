@@ -481,6 +481,22 @@ def test_combinations_without_a_meaning_are_refused(
         settings(tokenizer_path, tmp_path, **options)
 
 
+def test_a_penalty_that_holds_nothing_is_said(
+    tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (options, said) in enumerate(
+        [
+            ({"kl_estimator": "k3"}, True),
+            ({"kl_estimator": "k2", "kl_coefficient": 0}, False),
+            ({"kl_estimator": "k3", "kl_placement": "loss"}, False),
+            ({}, False),
+        ]
+    ):
+        config = settings(tokenizer_path, tmp_path / str(number), algorithm={"name": "rloo", **options}, iterations=1)
+        align.prepare(config, PROMPTS, reward=count_good)
+        assert ("does not hold the policy near its reference" in capsys.readouterr().err) == said
+
+
 def test_faults_of_the_user_are_told(tokenizer_path: str, tmp_path: Path) -> None:
     config = settings(tokenizer_path, tmp_path)
     with pytest.raises(ValueError, match="no reward is configured"):

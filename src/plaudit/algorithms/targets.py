@@ -47,7 +47,8 @@ def penalised_rewards(trajectory: Trajectory, *, coefficient: float, estimator: 
     """`r̃_t = r_t - β k(log π_old(a_t|s_t), log π_ref(a_t|s_t))`, `[B, T]`, 0 at masked steps.
 
     With k1 the sum along an answer is `r - β log π_old(y)/π_ref(y)`, whose expectation is the objective. The value of
-    k3 is as unbiased, but what a policy gradient climbs with it is another function.
+    k3 is as unbiased, but as a constant it fines what is rarer than in the reference, which makes it rarer still; so
+    does k2.
     """
     rewards = trajectory.rewards.masked_fill(~trajectory.mask, 0.0)
     if coefficient == 0:

@@ -182,7 +182,8 @@ class AlgorithmConfig(Config):
     """Where that divergence is charged: in the `reward` of each token, as a `loss` term, or not at all (`none`, which
     is for tasks without a reference)."""
     kl_estimator: KlEstimator | None = None
-    """How it is estimated from samples; `k1` in the reward (exact optimum) and `k3` as a loss if not given."""
+    """How it is estimated from samples; `k1` in the reward (exact optimum) and `k3` as a loss if not given. `k2` and
+    `k3` in the reward hold nothing near the reference and end at one answer."""
     kl_target: float | None = Field(default=None, gt=0)
     """β is adapted towards this divergence per answer, in nats; fixed if not given."""
     kl_adaptation: float | None = Field(default=None, gt=0, lt=5)

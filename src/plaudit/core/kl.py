@@ -4,8 +4,11 @@ The estimators see samples of the **first** distribution: with `x ~ p` each esti
 `log q(x)`. So the divergence of a policy from its reference takes `(logprobs, reference_logprobs)` on samples of the
 policy, and `KL(π_old‖π_θ)` takes `(old_logprobs, logprobs)` on samples of the old one.
 
-Where the estimator stands decides what it does. Inside the reward only its value matters: k1 and k3 are unbiased, k2
-is not. As a loss its gradient matters, and the gradient of an unbiased estimator need not be an unbiased gradient:
+Where the estimator stands decides what it does. As a number to look at, k1 and k3 are unbiased, k2 is not. **Inside the
+reward** it is a constant to the policy gradient, which is right for k1 alone, whose own gradient has expectation 0. k2
+and k3 are least at the reference and grow on both sides of it: as a fine they make what has become rarer than there
+rarer still, and do not pull at all at the reference (`tests/algorithms/test_expectation.py`). As a loss its gradient
+matters, and the gradient of an unbiased estimator need not be an unbiased gradient:
 
 | as a loss on samples of the policy `π_θ` itself | expected gradient |
 |---|---|

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plaudit.algorithms.build import build_algorithm
+from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
@@ -136,6 +137,7 @@ def prepare(
     Returns:
         The job, its optimizer, and the counts by kind of record.
     """
+    warn_of_penalty(config)
     split = read_run_prompts(config, prompts, held_out)
     counts = {"prompts": split.train_counts}
     device = pick_device(config.device)
@@ -305,6 +307,18 @@ def log(
     trackers.log(state.step, {**metrics, **entry, **shares, **clock})
     for text in job.guards.look(metrics):
         warn(f"iteration {state.step}: {text}")
+
+
+def warn_of_penalty(config: AlignConfig) -> None:
+    """Say it where the penalty towards the reference will not do what one asks of it."""
+    settings = config.algorithm.resolved() if isinstance(config.algorithm, AlgorithmConfig) else None
+    if settings is None or settings.kl_placement != "reward" or settings.kl_estimator == "k1":
+        return
+    if settings.kl_coefficient:
+        warn(
+            f"algorithm.kl_estimator: {settings.kl_estimator} in the reward does not hold the policy near its "
+            "reference: it makes what has become rarer rarer still. Use k1 there, or kl_placement: loss"
+        )
 
 
 def check_unchanged(job: AlignJob) -> None:
