@@ -121,7 +121,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "option-critic": {"name": "option_critic"},
     "feudal": {"name": "feudal"},
 }
-"""Every family, with the defaults of `plaudit gym`."""
+"""Every family, with the defaults of `plaudit gym`; A3C with one worker is A2C, and with more it has no one process."""
 
 SHORT: dict[str, dict[str, Any]] = {
     "reinforce": {"discount": 1.0, "rollout_steps": 16},
@@ -132,7 +132,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "dqn": {"discount": 1.0, "learning_starts": 200, "hidden": [64, 64]},
     "double dqn": {"discount": 1.0, "learning_starts": 200, "hidden": [64, 64]},
     "dyna-q": {"discount": 1.0},
-    "world model": {"discount": 1.0, "horizon": 6, "epochs": 20, "generations": 20},
+    "world model": {"horizon": 6, "epochs": 20, "generations": 20},
     "option-critic": {"discount": 1.0},
     "feudal": {"manager_discount": 1.0, "discount": 1.0, "horizon": 2, "rollout_steps": 8},
 }
@@ -267,7 +267,16 @@ def rows(problem: str, table: str) -> list[str]:
 
 
 def write_page() -> None:
-    """The tables into the page, between their marks, and the plot beside it."""
+    """The tables into the page, between their marks, and the plot beside it.
+
+    Raises:
+        SystemExit: where a table would be empty; the page is left as it is.
+    """
+    missing = [
+        f"{problem}, {table}" for problem, table in itertools.product(PROBLEMS, TABLES) if not rows(problem, table)
+    ]
+    if missing:
+        raise SystemExit(f"no results in {RESULTS} of {'; '.join(missing)}: run them first. The page was not changed.")
     text = PAGE.read_text(encoding="utf-8")
     head = "| agent | median gap | of the seeds | seeds | true steps | processor seconds | MiB |\n|---|" + "---:|" * 6
     for problem in PROBLEMS:

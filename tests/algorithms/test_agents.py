@@ -33,7 +33,7 @@ SOLVES = {
 
 
 def make(name, total, options, seed=0):
-    discounts = ("discount", "manager_discount") if name == "feudal" else ("discount",)
+    discounts = {"feudal": ("discount", "manager_discount"), "world_model": ()}.get(name, ("discount",))
     given = {"name": name} | dict.fromkeys(discounts, 0.5) | options
     if name == "world_model":
         pytest.importorskip("cma")

@@ -172,6 +172,24 @@ def test_as_an_agent_it_learns_the_maze():
     assert steps <= 18
 
 
+def test_the_agent_learns_from_ends_and_from_what_follows():
+    agent = Dyna(DynaConfig(planning_steps=0, learning_rate=0.5, discount=0.9), TaskSizes(3, 1), total_steps=1, seed=0)
+    agent.tables.values = [[0.0], [2.0], [4.0]]
+    zeros, ones = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)
+    batch = new_trajectory(
+        actions=zeros.long(),
+        behaviour_logprobs=zeros,
+        rewards=torch.tensor([[1.0], [3.0]]),
+        continues=torch.tensor([[1.0], [0.0]]),
+        mask=ones,
+        observations=torch.tensor([[0], [1]]),
+        next_observations=torch.tensor([[2], [2]]),
+    )
+    metrics = agent.update(batch)
+    assert agent.tables.values == [[pytest.approx(0.5 * (1 + 0.9 * 4))], [pytest.approx(2 + 0.5 * (3 - 2))], [4.0]]
+    assert metrics == {"value/td_error": pytest.approx((4.6 + 1) / 2), "model/steps_known": 2}
+
+
 def test_the_policy_s_probabilities():
     agent = Dyna(DynaConfig(exploration=0.2), TaskSizes(2, 4), total_steps=1, seed=0)
     agent.tables.values = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]

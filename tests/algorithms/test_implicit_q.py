@@ -92,6 +92,44 @@ def test_values_are_taught_by_the_target_and_the_target_follows():
     torch.testing.assert_close(learner.target.weight, 0.25 * heads.weight.detach())
 
 
+def test_one_step_is_the_gradient_of_the_three_losses_written_out():
+    options = {"expectile": 0.8, "discount": 0.9, "conservative_coefficient": 0.7, "polyak": 0.25}
+    heads, generator = QHeads(3, 4, dtype=torch.float64), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    learner = ImplicitQ(ImplicitQConfig(**options), heads, torch.optim.SGD(heads.parameters(), lr=1.0))
+    with torch.no_grad():
+        learner.target.weight.add_(0.5)
+    target = learner.target.weight.clone()
+    states, after = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
+    batch = new_trajectory(
+        actions=torch.tensor([[0, 3, 1], [2, 2, 0]]),
+        behaviour_logprobs=torch.zeros(2, 3, dtype=torch.float64),
+        rewards=torch.randn(2, 3, generator=generator, dtype=torch.float64),
+        continues=torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).double(),
+        mask=torch.tensor([[True, True, True], [True, True, False]]),
+    )
+    weight, slope, bias = (each.detach().clone().requires_grad_() for each in heads.parameters())
+    loss = torch.zeros((), dtype=torch.float64)
+    for row, step in batch.mask.nonzero().tolist():
+        state, action = states[row, step], int(batch.actions[row, step])
+        value = slope[0] @ state + bias[0]
+        error = float(target[action] @ state) - value
+        side = 0.8 if error > 0 else 0.2
+        following = float((slope[0] @ after[row, step] + bias[0]).detach()) * float(batch.continues[row, step])
+        own = weight @ state
+        squared = (float(batch.rewards[row, step]) + 0.9 * following - own[action]) ** 2
+        loss = loss + (side * error**2 + squared - 0.7 * own.log_softmax(0)[action]) / 5
+    wanted = torch.autograd.grad(loss, (weight, slope, bias))
+    before = [each.detach().clone() for each in heads.parameters()]
+    metrics = learner.update(states, after, batch)
+    for new, old, gradient in zip(heads.parameters(), before, wanted, strict=True):
+        assert_close(new.detach(), old - gradient)
+    assert metrics["value/q_loss"] > 0
+    assert_close(learner.target.weight, 0.25 * heads.weight.detach() + 0.75 * target)
+
+
 def test_half_an_expectile_values_the_behaviour_and_a_high_one_the_best():
     mdp = TokenMDP(**SMALL)
     behaviour = (0.5 * random_logits(mdp)).log_softmax(-1)

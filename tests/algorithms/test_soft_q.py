@@ -77,6 +77,42 @@ def test_one_step_of_it_by_hand():
     assert metrics["value/absolute_error"] == pytest.approx(sum(map(abs, errors)) / 5)
 
 
+def test_targets_and_loss_are_the_recursion_written_out():
+    """From the last token back, with γ, λ and a critic that is wrong; then the loss of a policy that has moved on."""
+    mdp = TokenMDP(**SMALL)
+    policy, _, algorithm = learner(mdp, discount=0.9, target_lambda=0.6, huber_threshold=0.3, epochs=1)
+    beta, reference = mdp.coefficient, mdp.reference_logprobs[0]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        policy.logits.copy_(random_logits(mdp)[0])
+        policy.critic.copy_(torch.randn(policy.critic.shape, generator=generator, dtype=torch.float64))
+    batch, old, critic = mdp.enumerate(policy), policy.logprobs().detach().clone(), policy.critic.detach().clone()
+    prepared = algorithm.prepare(batch)
+    targets, divergence = torch.zeros_like(batch.rewards), 0.0
+    for row in range(mdp.num_strings):
+        behind = 0.0
+        for step in reversed(range(int(batch.mask[row].sum()))):
+            state, action = int(batch.observations[row, step]), int(batch.actions[row, step])
+            targets[row, step] = batch.rewards[row, step] + 0.9 * behind
+            ratio = old[state, action] - reference[state, action]
+            divergence += float(ratio) / mdp.num_strings
+            behind = 0.4 * float(critic[state]) + 0.6 * float(targets[row, step] - beta * ratio)
+    torch.testing.assert_close(prepared.returns.masked_fill(~batch.mask, 0.0), targets)
+    assert prepared.metrics["objective/kl"] == pytest.approx(divergence)
+    with torch.no_grad():
+        policy.logits += 0.2 * random_logits(mdp, 1)[0]
+        policy.critic += 0.1
+    new, critic = policy.logprobs().detach().clone(), policy.critic.detach().clone()
+    metrics = algorithm.step(prepared, torch.arange(mdp.num_strings))
+    states, actions = batch.observations[batch.mask], batch.actions[batch.mask]
+    moved = new[states, actions] - old[states, actions]
+    errors = critic[states] + beta * (new - reference)[states, actions] - targets[batch.mask]
+    assert errors.abs().min() < 0.3 < errors.abs().max()
+    huber = torch.where(errors.abs() <= 0.3, 0.5 * errors.square(), 0.3 * (errors.abs() - 0.15))
+    assert metrics["value/loss"] == pytest.approx(huber.mean().item())
+    assert metrics["policy/approximate_kl"] == pytest.approx((moved.exp() - 1 - moved).mean().item())
+
+
 def test_micro_batches_change_nothing():
     mdp = TokenMDP(**SMALL)
     found = []

@@ -1,19 +1,24 @@
 """Learning a world and a controller in it; the pole in the dream is in `studies/world_model.py`."""
 
+import copy
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+from plaudit.algorithms import world_controllers, world_model
 from plaudit.algorithms.base import TaskSizes
 from plaudit.algorithms.world_controllers import evolve_controller, improve_controller
-from plaudit.algorithms.world_learning import fit_dynamics, segments
+from plaudit.algorithms.world_learning import fit_dynamics, fit_encoder, segments
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.world_model import WorldModelConfig
-from plaudit.models.world import RecurrentDynamics
+from plaudit.core.world_losses import mixture_log_density
+from plaudit.models.world import RecurrentDynamics, VariationalEncoder
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
-from plaudit.rollout.imagination import dream
+from plaudit.rollout.imagination import WorldPolicy, dream
 from plaudit.rollout.trajectory import new_trajectory
 
 
@@ -111,6 +116,87 @@ def test_both_ways_of_learning_find_the_action_that_pays(learn):
     assert dreamed.actions.float().mean() > 0.8
 
 
+def test_one_step_of_the_dynamics_is_the_gradient_of_all_that_they_foretell():
+    """Rewards of 50 and more count in their own unit; ends are foretold; masked steps say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    rows = play(rows=4, steps=6)
+    mask, continues = rows.mask.clone(), rows.continues.clone()
+    mask[1, 4:] = False
+    continues[1, 3] = continues[3, 5] = 0
+    rows = rows.with_fields(rewards=50 * rows.rewards, mask=mask, continues=continues)
+    dynamics = RecurrentDynamics(1, 2, hidden_size=4, components=2, head_size=8, seed=0)
+    other = copy.deepcopy(dynamics)
+    seen, after = rows.observations, rows.next_observations
+    metrics = fit_dynamics(dynamics, seen, after, rows, epochs=1, learning_rate=0.01, generator=generator)
+    scale = rows.rewards[mask].square().mean().sqrt()
+    other.change.copy_((after - seen)[mask].square().mean(0).sqrt())
+    other.reward_scale.copy_(scale)
+    found, _ = other(seen, rows.actions, other.initial(4))
+    density = mixture_log_density(after, found.log_weights, found.means, found.log_scales)[mask]
+    surprise = (found.rewards - rows.rewards)[mask] / scale
+    chance, ended = found.continuation_logits.sigmoid()[mask], continues[mask] == 0
+    loss = -density.mean() + 0.5 * surprise.square().mean() - torch.where(ended, 1 - chance, chance).log().mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 100.0)
+    torch.optim.Adam(other.parameters(), lr=0.01).step()
+    for mine, its in zip(dynamics.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+    assert dynamics.reward_range.tolist() == [rows.rewards[mask].min().item(), rows.rewards[mask].max().item()]
+    assert metrics["dynamics/density_loss"] == pytest.approx(-density.mean().item(), rel=1e-4)
+    assert metrics["dynamics/reward_error"] == pytest.approx(surprise.square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_one_step_of_the_encoder_is_the_bound_s_gradient_at_a_drawn_code():
+    encoder = VariationalEncoder((5,), 2, width=2, seed=0)
+    other, seen = copy.deepcopy(encoder), torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    fit_encoder(encoder, seen, epochs=1, learning_rate=0.01, noise=0.3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    seen = seen[torch.randperm(7, generator=generator)]
+    means, log_variances = other.distribution(seen)
+    codes = means + log_variances.exp().sqrt() * torch.randn(7, 2, generator=generator)
+    errors = (other.decode(codes) - seen).square().sum(1) / (2 * 0.3**2)
+    divergence = 0.5 * (means.square() + log_variances.exp() - 1 - log_variances).sum(1)
+    (errors + divergence).mean().backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 100.0)
+    torch.optim.Adam(other.parameters(), lr=0.01).step()
+    for mine, its in zip(encoder.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("controller", ["cma", "policy_gradient"])
+def test_controllers_dream_as_they_are_told(controller, monkeypatch):
+    """Temperature, horizon, discount, first spread, and where the strategy begins."""
+    pytest.importorskip("cma")
+    heard = []
+
+    def listening(name):
+        plain = getattr(world_controllers, name)
+        monkeypatch.setattr(
+            world_controllers, name, lambda *parts, **kw: heard.append((parts, kw)) or plain(*parts, **kw)
+        )
+
+    for name in ("dreamed_returns", "dream", "evolve", "build_algorithm"):
+        listening(name)
+    told = {"temperature": 0.25, "horizon": 4, "generations": 1, "population": 4, "dreams": 3}
+    own = {"initial_spread": 0.7} if controller == "cma" else {"discount": 0.6}
+    config = WorldModelConfig(controller=controller, **told, **own)
+    dynamics, starts = RecurrentDynamics(2, 2, hidden_size=2, seed=0), torch.zeros(5, 2)
+    if controller == "cma":
+        evolve_controller(dynamics, starts, config, seed=0, initial=torch.full((2, 5), 3.0))
+    else:
+        improve_controller(dynamics, starts, config, seed=0)
+    options = {name: value for _, given in heard for name, value in given.items()}
+    assert (options["temperature"], options["horizon"]) == (0.25, 4)
+    if controller == "cma":
+        (begin, *_), given = heard[0]
+        assert torch.equal(begin, torch.full((2, 5), 3.0))
+        assert (given["spread"], given["population"], given["generations"]) == (0.7, 4, 1)
+        assert heard[1][0][2].shape == (3, 2)  # dreams of each
+    else:
+        assert heard[0][0][0].discount == 0.6
+        assert heard[1][0][2].shape == (12, 2)
+
+
 class Spot(gymnasium.Env):
     """A picture of eight cells with one bright: 0 moves it left, 1 right; the two at the right end pay. Ten steps."""
 
@@ -171,16 +257,29 @@ def test_pictures_are_encoded_dreamed_of_and_acted_on():
     assert evaluate_policy(Spot, loaded, num_episodes=16, seed=5) == after
 
 
-def test_rounds_alternate_play_and_learn_again():
+def test_rounds_alternate_play_and_learn_again(monkeypatch):
     pytest.importorskip("cma")
+    begun, plain = [], world_model.evolve_controller
+    monkeypatch.setattr(
+        world_model, "evolve_controller", lambda *a, **kw: begun.append(kw["initial"]) or plain(*a, **kw)
+    )
     config = WorldModelConfig(rounds=2, environments=2, epochs=1, generations=1, population=4, dreams=2, horizon=3)
     agent = WorldModel(config, TaskSizes(4, 2), total_steps=200, seed=0)
     collector, learned = Collector(make_environments("CartPole-v1", 2), seed=0), []
     mixed = agent.policy
+    players, controllers = [], []
     while collector.num_steps_taken < 200:
         acting = agent.policy
+        players.append((agent.rounds_done, isinstance(acting, WorldPolicy)))
         if "dream/mean_return" in agent.update(collector.collect(acting, agent.num_steps)):
             learned.append(collector.num_steps_taken)
+            controllers.append(agent.controller.weights)
+    assert not any(own for done, own in players if not done)
+    later = [own for done, own in players if done]
+    assert later.count(True) >= 1
+    assert all(one != other for one, other in itertools.pairwise(later))
+    assert not begun[0].any()
+    assert torch.equal(begun[1], controllers[0])  # the second round goes on from the first
     assert len(learned) == agent.rounds_done == 2
     assert 100 <= learned[0] < 200 <= learned[1]
     assert isinstance(mixed, type(agent._mixed))
@@ -191,5 +290,7 @@ def test_rounds_alternate_play_and_learn_again():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="use encoder: variational"):
         WorldModelConfig(picture=(2, 2, 1))
+    with pytest.raises(ValueError, match=r"discount: 0\.9 is for controller: policy_gradient"):
+        WorldModelConfig(discount=0.9)
     with pytest.raises(ValueError, match="an observation has 9"):
         WorldModel(WorldModelConfig(**SMALL), TaskSizes(9, 2), total_steps=10, seed=0)

@@ -9,6 +9,7 @@ import torch
 from plaudit.core.hierarchy_losses import (
     arrival_values,
     cosine,
+    ending_probabilities,
     goal_direction_loss,
     horizon_transitions,
     intrinsic_rewards,
@@ -164,6 +165,35 @@ def test_the_forward_algorithm_sums_over_every_sequence_of_options(seed):
         assert found[row].sum().item() == pytest.approx(wanted.item(), abs=1e-12)
     assert (found[~mask] == 0).all()
     assert torch.allclose(beliefs.exp().sum(-1)[mask], torch.ones(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_endings_are_as_likely_as_in_every_sequence_of_options(seed):
+    """`P(ends at t | a_<t)`: the sequences up to the step before, each weighed by its own β."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, 4, 3)
+    actions = torch.randn(shape, generator=generator, dtype=torch.float64) - 1
+    choices = torch.randn(shape, generator=generator, dtype=torch.float64).log_softmax(-1)
+    ends = torch.rand(shape, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4, [False, True, False, True]])
+    found, beliefs = marginal_option_logprobs(actions, choices, ends, mask)
+    likely = ending_probabilities(beliefs, actions, found, ends, mask)
+    wanted = torch.zeros(2, 4, dtype=torch.float64)
+    for row in range(2):
+        steps = mask[row].nonzero().flatten().tolist()
+        for place in range(1, len(steps)):
+            chances = torch.zeros(3, dtype=torch.float64)
+            for path in itertools.product(range(3), repeat=place):
+                chance = choices[row, steps[0], path[0]].exp() * actions[row, steps[0], path[0]].exp()
+                for (before, after), step in zip(itertools.pairwise(path), steps[1:place], strict=True):
+                    stop = ends[row, step, before]
+                    chance = chance * ((1 - stop) * (before == after) + stop * choices[row, step, after].exp())
+                    chance = chance * actions[row, step, after].exp()
+                chances[path[-1]] += chance
+            wanted[row, steps[place]] = (chances / chances.sum()) @ ends[row, steps[place]]
+    torch.testing.assert_close(likely, wanted)
+    with pytest.raises(ValueError, match="mask"):
+        ending_probabilities(beliefs, actions, found, ends, mask[:, :2])
 
 
 def test_options_that_act_alike_change_nothing_and_gradients_are_right():

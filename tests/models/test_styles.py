@@ -105,6 +105,17 @@ def test_gradients_reach_every_part_and_usage_is_kept(tmp_path: Path) -> None:
     metrics = styles.metrics()
     assert metrics["options/share_0"] + metrics["options/share_1"] == pytest.approx(1, abs=1e-5)
     assert 0 < metrics["options/termination_rate"] < 1
+    # β = ½ behind every third kind of token: every answer's tokens but the first are places to end.
+    with torch.no_grad():
+        styles.ending.weight.zero_()
+        styles.ending.bias.zero_()
+    spans = LanguagePolicy(model).evaluate(batch).spans
+    may_end = sum(int(styles.sentence_ends[text[-length:-1]].sum()) for text, length in zip(
+        texts_of(batch), spans.lengths.tolist(), strict=True))  # fmt: skip
+    assert styles.metrics()["options/duration"] == pytest.approx((int(spans.lengths.sum()) - 4) / (0.5 * may_end))
+    styles.sentence_ends.zero_()
+    LanguagePolicy(model).evaluate(batch)
+    assert "options/duration" not in styles.metrics()
     styles.save(tmp_path)
     loaded = StyleHeads.load(tmp_path)
     for name, tensor in styles.state_dict().items():

@@ -73,4 +73,6 @@ class WorldModelConfig(Config):
             refuse_unused(self, ("pixel_scale",), "is for pictures: give picture, or leave it out")
         if self.controller != "cma":
             refuse_unused(self, ("initial_spread",), "is for controller: cma")
+        else:
+            refuse_unused(self, ("discount",), "is for controller: policy_gradient; cma goes by the whole return")
         return self

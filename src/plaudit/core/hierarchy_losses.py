@@ -166,6 +166,37 @@ def next_belief(belief: Tensor, choice_logprobs: Tensor, terminations: Tensor) -
     return torch.logaddexp(stays, choice_logprobs + ends)
 
 
+def ending_probabilities(
+    beliefs: Tensor, action_logprobs: Tensor, logprobs: Tensor, terminations: Tensor, mask: Tensor
+) -> Tensor:
+    """How likely the option in force ends upon arrival: `Σ_ω b'_s(ω) β_ω(s_t)`, s being the counted step before t.
+
+    `b'_s(ω) = b_s(ω) π_ω(a_s|s_s) / p(a_s|a_<s)` is what is known of the option once its action has been seen. One over
+    their mean is how long options last.
+
+    Args:
+        beliefs, logprobs: `[B, T, W]` and `[B, T]`, what `marginal_option_logprobs` has found.
+        action_logprobs, terminations: `[B, T, W]`, as they were given to it.
+        mask: `[B, T]` bool.
+
+    Returns:
+        `[B, T]`; 0 at masked steps and at the first counted step of a row, where nothing is in force.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    for name, tensor in (("action_logprobs", action_logprobs), ("terminations", terminations)):
+        expect_shape(name, tensor, tuple(beliefs.shape))
+    for name, tensor in (("logprobs", logprobs), ("mask", mask)):
+        expect_shape(name, tensor, tuple(beliefs.shape[:2]))
+    places = torch.arange(mask.shape[1], device=mask.device)
+    latest = torch.where(mask, places, -1).cummax(1).values
+    before = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], 1)
+    known = (beliefs + action_logprobs - logprobs.unsqueeze(-1)).exp()
+    in_force = known.gather(1, before.clamp_min(0).unsqueeze(-1).expand_as(known))
+    return (in_force * terminations).sum(-1).masked_fill(~mask | (before < 0), 0.0)
+
+
 def option_metrics(options: Tensor, terminations: Tensor, mask: Tensor, *, num_options: int) -> Metrics:
     """How options are used: `usage_entropy` in shares of `log W`, `most_used`, `duration`, and whether they collapsed.
 

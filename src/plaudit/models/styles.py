@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plaudit.configs.option_critic import StyledConfig
 from plaudit.core.entropy import logprobs_and_entropy
-from plaudit.core.hierarchy_losses import marginal_option_logprobs
+from plaudit.core.hierarchy_losses import ending_probabilities, marginal_option_logprobs
 from plaudit.models.aggregation import TokenSpans
 from plaudit.models.beside import read_beside, write_beside
 
@@ -31,7 +31,7 @@ class StyleHeads(nn.Module):
         choice, ending: linear maps `H → W`, 0 at first (`β` then is `termination`).
         sentence_ends: `[V]` bool, tokens behind which a style may end.
         usage: `[W]`, the mean belief about the style in force of the last evaluation; `ending_rate`, its mean β where
-            one may end.
+            one may end; `duration`, how many tokens a style lasted in it, infinite where none could end.
     """
 
     kind = "styles"
@@ -67,7 +67,7 @@ class StyleHeads(nn.Module):
         nn.init.constant_(self.ending.bias, float(torch.logit(torch.tensor(termination))))
         self.register_buffer("sentence_ends", sentence_ends)
         self.register_buffer("usage", torch.full((num_options,), 1 / num_options), persistent=False)
-        self.ending_rate = termination
+        self.ending_rate, self.duration = termination, float("inf")
 
     @property
     def num_options(self) -> int:
@@ -133,6 +133,8 @@ class StyleHeads(nn.Module):
             self.usage.copy_(shares.mean(0))
             may_end = self.sentence_ends[last_tokens] & (spans.step > 0)
             self.ending_rate = float(ends[may_end].mean()) if bool(may_end.any()) else 0.0
+            ended = ending_probabilities(beliefs, actions, marginal, stops, mask)[where][spans.step > 0]
+            self.duration = float(len(ended) / ended.sum()) if bool(ended.sum() > 0) else float("inf")
         return marginal[where], (shares.detach() * entropies).sum(-1)
 
     def metrics(self) -> dict[str, float]:
@@ -140,6 +142,8 @@ class StyleHeads(nn.Module):
         shares = self.usage.double()
         entropy = torch.special.entr(shares).sum() / torch.log(torch.tensor(float(max(self.num_options, 2))))
         found = {f"options/share_{option}": float(share) for option, share in enumerate(shares)}
+        if self.duration < float("inf"):
+            found["options/duration"] = self.duration
         return found | {
             "options/usage_entropy": float(entropy),
             "options/most_used": float(shares.max()),

@@ -1,0 +1,33 @@
+"""The study of families: its settings are configurations, its rows are medians, and it never empties its page."""
+
+import json
+
+import families
+import pytest
+from pydantic import TypeAdapter
+
+from plaudit.configs.agents import AgentConfig
+
+
+def test_every_setting_is_a_configuration():
+    assert set(families.AGENTS) == set(families.SHORT) == set(families.GRIDS)
+    for agent, settings in families.GRIDS.items():
+        for options in settings:
+            TypeAdapter(AgentConfig).validate_python(families.AGENTS[agent] | families.SHORT[agent] | options)
+
+
+def test_a_row_is_the_median_of_the_seeds_and_the_best_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(families, "RESULTS", tmp_path)
+    for agent, gaps in {"ppo": (0.3, 0.1, 0.2), "world model": (0.0, 0.05, 0.4)}.items():
+        for seed, gap in enumerate(gaps):
+            path = families.result_path("strings", agent, "feedback", seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"gap": gap, "steps": 5000 + seed, "seconds": 2.0, "memory": 300.0}))
+    assert families.rows("strings", "feedback") == [
+        "| world model | 5.0 % | 0.0 to 40.0 | 3 | 5,001 | 2.0 | 300 |",
+        "| ppo | 20.0 % | 10.0 to 30.0 | 3 | 5,001 | 2.0 | 300 |",
+    ]
+    page = families.PAGE.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="strings, compute; dialogue, feedback"):
+        families.write_page()
+    assert families.PAGE.read_text(encoding="utf-8") == page
