@@ -120,6 +120,15 @@ def test_generate_replaces_a_file_only_when_told_to(
     assert json.loads(output.read_text("utf-8"))["prompt"] == "the"
 
 
+def test_adapters_alone_are_no_language_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in model.iterdir():
+        if file.name.startswith("tokenizer"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    text = said(["generate", str(tmp_path), "--prompt", "the"], capsys)
+    assert text.startswith(f"plaudit: {tmp_path}: adapters alone, not a whole model; merge them first")
+
+
 def test_a_reward_model_is_no_language_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -1,6 +1,7 @@
 """Log-probabilities and entropies against torch's own distribution, in chunks, and their gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -50,13 +51,28 @@ def test_gradients(softcap: float | None, kept: int, monkeypatch: pytest.MonkeyP
     assert torch.autograd.gradcheck(lambda *a: both(*a)[1], inputs)
 
 
-def test_autocast_does_not_round_the_logits() -> None:
+@pytest.mark.parametrize("kept", [0, 1 << 26])
+def test_autocast_does_not_round_the_logits(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those of the forward nor those that are computed again in a backward pass inside it."""
+    monkeypatch.setattr(entropy, "_LOGITS_KEPT_CPU", kept)
     hidden, weight, targets = (tensor.float() if tensor.is_floating_point() else tensor for tensor in example())
-    wanted = logprobs_and_entropy(hidden, weight, targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = logprobs_and_entropy(hidden, weight, targets)
-    assert torch.equal(found[0], wanted[0])
-    assert torch.equal(found[1], wanted[1])
+    outcomes = []
+    for enabled in (False, True):
+        inputs = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = logprobs_and_entropy(*inputs, targets)
+            (found[0].sum() - found[1].sum()).backward()
+        outcomes.append([*found, *(each.grad for each in inputs)])
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
+def test_a_backward_pass_keeps_no_more_than_the_forward_did() -> None:
+    hidden, weight, targets = example(rows=5)
+    found: Any = logprobs_and_entropy(hidden.requires_grad_(), weight, targets, chunk=2)
+    kept = found[0].grad_fn.kept
+    assert len(kept) == 3
+    (found[0].sum() + found[1].sum()).backward(retain_graph=True)
+    assert len(kept) == 3
 
 
 def test_hand_numbers_and_extremes() -> None:

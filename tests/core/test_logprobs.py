@@ -62,6 +62,17 @@ def test_half_precision_is_normalised_in_float32():
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
 
 
+def test_a_backward_pass_inside_autocast_computes_the_logits_of_the_forward_again():
+    hidden, weight, _, targets = _problem(torch.float32, bias=False)
+    gradients = []
+    for enabled in (False, True):
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in (hidden, weight)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            token_logprobs(*inputs, targets).sum().backward()
+        gradients.append([each.grad for each in inputs])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_frozen_head_gets_no_gradient():
     hidden, weight, bias, targets = _problem()
     token_logprobs(hidden, weight.detach(), targets, bias=bias.detach()).sum().backward()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from plaudit.rollout.corridor import KeyDoorCorridor, ReturningCorridor
 from plaudit.rollout.gridworlds import Grid, GridWorld, blocking_maze, dyna_maze, four_rooms, shortcut_maze
 
 GOAL = (0, 8)
@@ -56,6 +57,24 @@ def test_a_wall_that_rises_under_the_walker_sends_it_to_the_start():
 @pytest.mark.parametrize("make", [dyna_maze, four_rooms, lambda: blocking_maze()[0]])
 def test_gymnasium_s_own_check(make):
     check_env(GridWorld(make()), skip_render_check=True)
+
+
+@pytest.mark.parametrize("make", [ReturningCorridor, KeyDoorCorridor, lambda: KeyDoorCorridor(4, key_seen=False)])
+def test_corridors_pass_it_too(make):
+    check_env(make(), skip_render_check=True)
+
+
+def test_a_corridor_that_leads_back_by_hand():
+    world = ReturningCorridor(3)
+    world.reset(seed=0)
+    seen = [tuple(world.step(np.int64(action))[:4]) for action in (1, 1, 0, 1, 1)]
+    assert [int(cell) for cell, *_ in seen] == [1, 2, 0, 1, 2]
+    assert all((paid, ended) == (0, False) for _, paid, ended, _ in seen)
+    assert [cut for *_, cut in seen] == [False] * 4 + [True]  # after length + 2 steps
+    world.reset()
+    assert [tuple(world.step(np.int64(1))[:4]) for _ in range(3)][-1] == (3, 1.0, True, False)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        ReturningCorridor(0)
 
 
 def test_steps_follow_the_table():

@@ -66,8 +66,6 @@ class _PolicyTerms(torch.autograd.Function):
                 found: Tensor = logprobs.exp_().mul_(-grad[part, None])
             else:
                 probabilities = logprobs.exp()
-                if ctx.kept is not None:
-                    ctx.kept.append(logprobs)
                 surprise = torch.where(probabilities > 0, logprobs, 0.0) + entropy[part, None]
                 found = -probabilities * (grad[part, None] + surprise * grad_entropy[part, None])
             return found.scatter_add_(1, targets[part, None], grad[part, None])
@@ -77,7 +75,9 @@ class _PolicyTerms(torch.autograd.Function):
             return found
 
         logits = None if ctx.kept is None else logits_of
-        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes, logits)
+        # As in the forward: a normaliser of other logits than these would be no normaliser.
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes, logits)
         return *found, None, None
 
 

@@ -47,7 +47,9 @@ class _TokenLogprobs(torch.autograd.Function):
             found.scatter_add_(1, wanted, torch.ones_like(wanted, dtype=found.dtype))
             return found.mul_(grad[part, None])
 
-        found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
+        # As in the forward: a normaliser of other logits than these would be no normaliser.
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = head_gradients(hidden, weight, bias, ctx.options, ctx.needs_input_grad[:3], slopes)
         return *found, None, None
 
 

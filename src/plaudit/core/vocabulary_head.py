@@ -114,11 +114,12 @@ def head_gradients(
     grad_hidden = torch.empty_like(hidden) if needed[0] else None
     grad_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
     grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
-    product = head_product(hidden, weight, options)
-    back = head_product(hidden, weight.T, options)
+    # The weight is laid out for no product that is not taken.
+    logits_of = kept or _computed_again(hidden, weight, bias, options)
+    back = head_product(hidden, weight.T, options) if needed[0] else None
     for start in range(0, hidden.shape[0], options.chunk):
         part = slice(start, start + options.chunk)
-        logits = head_logits(hidden[part], product, bias, options) if kept is None else kept(part)
+        logits = logits_of(part)
         capped = None if options.softcap is None else (logits / (options.softcap / options.temperature)).square()
         grad_logits = slopes(part, logits)
         if capped is not None:
@@ -128,7 +129,7 @@ def head_gradients(
         if grad_bias is not None:
             grad_bias += grad_logits.sum(0)
         grad_logits = grad_logits.to(hidden.dtype)
-        if grad_hidden is not None:
+        if grad_hidden is not None and back is not None:
             grad_hidden[part] = back(grad_logits)
         if grad_weight is not None:
             grad_weight += grad_logits.T @ hidden[part]
@@ -137,3 +138,11 @@ def head_gradients(
         None if grad_weight is None else grad_weight.to(weight.dtype),
         None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
     )
+
+
+def _computed_again(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions
+) -> Callable[[slice], Tensor]:
+    """From a slice of the rows to their logits `[n, V]`, as the forward had them."""
+    product = head_product(hidden, weight, options)
+    return lambda part: head_logits(hidden[part], product, bias, options)

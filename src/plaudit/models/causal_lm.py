@@ -261,6 +261,11 @@ def configured_ends(generation_config: Any) -> list[int]:
 
 
 def _load(name: str | Path, dtype: str, dropout: float, trust_remote_code: bool) -> nn.Module:
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{name}: adapters alone, not a whole model; merge them first: AutoPeftModelForCausalLM.from_pretrained("
+            f"{str(name)!r}).merge_and_unload().save_pretrained(FOLDER), with the tokenizer beside it"
+        )
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
         raise ValueError(
