@@ -18,6 +18,7 @@ import operator
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,7 +208,10 @@ def run(data: Path, output: Path, scale: Scale, device: str) -> None:
             "tokens_per_micro_batch": 16_384,
         }
         reward = combine({part: (parts[part], weight) for part, weight in weights.items()})
-        align.main(AlignConfig.model_validate(settings), prompts=prompts, held_out=held or None, reward=reward)
+        config = AlignConfig.model_validate(settings)
+        result = align.main(config, prompts=prompts, held_out=held or None, reward=reward)
+        if not result.complete:
+            sys.exit(result.exit_code)  # Stopped by a signal: half a run is no result.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -85,6 +85,20 @@ def test_trees_give_the_prompt_of_every_ranked_turn(tmp_path: Path) -> None:
     assert [record.prompt for record in found.records] == [(Message("user", "Hi"),)]
 
 
-def test_columns_of_tables_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave out the columns"):
-        read(tmp_path, {"prompt": "a"}, columns={"prompt": "prompt"})
+def test_rows_of_known_formats_are_columns_too(tmp_path: Path) -> None:
+    row = {"instruction": "Say hi", "output": "HI", "level": 3}
+    assert read(tmp_path, row).records[0].columns == row
+
+
+def test_a_prompt_under_another_key_is_named(tmp_path: Path) -> None:
+    rows = [{"question": "2 + 2?", "answer": "#### 4", "number": 7}, {"question": "3 + 3?", "answer": "#### 6"}]
+    with pytest.raises(ValueError, match=r"--data '\{path: FILE, columns: \{prompt: question\}\}'"):
+        read(tmp_path, *rows)
+    first, second = read(tmp_path, *rows, columns={"prompt": "question", "id": "number"}).records
+    assert (first.prompt, first.id, first.columns["answer"], second.id) == ("2 + 2?", "7", "#### 4", None)
+    with pytest.raises(RecordError, match=r"rows.jsonl:1: missing key in key 'asked'"):
+        read(tmp_path, *rows, columns={"prompt": "asked"})
+    with pytest.raises(ValueError, match=r"columns\.choice: of prompts only"):
+        read(tmp_path, *rows, columns={"prompt": "question", "choice": "answer"})
+    with pytest.raises(ValueError, match="format: prompt: with columns"):
+        read(tmp_path, *rows, columns={"prompt": "question"}, format="prompt")

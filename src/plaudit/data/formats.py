@@ -174,6 +174,9 @@ def recognise(row: Row, formats: Mapping[str, Format[Record]]) -> str | None:
 def unrecognised_hint(row: Row, formats: Mapping[str, Format[Record]]) -> str:
     """What to do about a row that none of the formats knows: another verb, named columns, or a named format."""
     names = f"name the format (--format) as one of {', '.join(formats)}"
+    if "prompt" in formats:
+        text = next((key for key, value in row.items() if isinstance(value, str)), "COLUMN")
+        return f"say which one holds the prompt: --data '{{path: FILE, columns: {{prompt: {text}}}}}', or {names}"
     if "table" not in formats:
         looks = recognise(row, COMPARISON_FORMATS)
         return f"they are those of comparisons ({looks}), which plaudit reward learns from" if looks else names

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from plaudit.configs.data import DataConfig
+from plaudit.configs.data import ColumnsConfig, DataConfig
 from plaudit.data.fields import look_up, optional_text, prompt_of
 from plaudit.data.formats import COMPARISON_FORMATS, DEMONSTRATION_FORMATS, Format, Row
 from plaudit.data.io import Engine, ReadResult
@@ -16,15 +16,17 @@ from plaudit.data.validation import check_prompt
 def read_prompts(config: DataConfig) -> ReadResult[PromptRecord]:
     """Every prompt of a file, folder or dataset; one that is repeated is kept once, with its first columns.
 
-    A row with a `prompt` (text or messages) gives that, its other keys as columns. Rows of any known format of
-    demonstrations or comparisons give the prompts of those. `read` and `used` count rows.
+    A row with a `prompt` (text or messages) gives that, its other keys as columns; `columns.prompt` names another key
+    than `prompt`. Rows of any known format of demonstrations or comparisons give the prompts of those, the whole row as
+    columns (of what is spread over rows, or is a tree, nothing). `read` and `used` count rows.
 
     Raises:
         RecordError: (a ValueError) with file and line, under `on_error: refuse`.
         ValueError: where there is nothing to read or no format fits.
     """
-    if config.columns is not None:
-        raise ValueError("prompts are read by their key `prompt`; leave out the columns")
+    formats = prompt_formats() if config.columns is None else {"columns": _named(config.columns)}
+    if config.columns is not None and config.format is not None:
+        raise ValueError(f"format: {config.format}: with columns the rows are read by these; leave one of the two out")
 
     def finish(record: PromptRecord, row: Mapping[str, Any]) -> PromptRecord:
         if config.group_key:
@@ -34,7 +36,7 @@ def read_prompts(config: DataConfig) -> ReadResult[PromptRecord]:
 
     result: ReadResult[PromptRecord] = ReadResult()
     rows = iterate_rows(config.path, split=config.split, download=config.download)
-    engine = Engine(prompt_formats(), config.format, config.on_error, finish, result, config.limit)
+    engine = Engine(formats, config.format, config.on_error, finish, result, config.limit)
     result.records = unique_prompts(list(engine.run(rows, config.refused_file, config.path)))
     return result
 
@@ -47,12 +49,24 @@ def unique_prompts(records: Sequence[PromptRecord]) -> list[PromptRecord]:
     return list(found.values())
 
 
-def _read_prompt(row: Row) -> list[PromptRecord]:
-    columns = {key: value for key, value in row.items() if key != "prompt"}
-    prompt = prompt_of(row.get("prompt"))
+def _read_prompt(row: Row, key: str = "prompt", name: str = "id") -> list[PromptRecord]:
+    columns = {other: value for other, value in row.items() if other != key}
+    prompt = prompt_of(row.get(key), key)
     return [
-        PromptRecord(prompt=prompt, id=optional_text(row, "id"), group=optional_text(row, "group"), columns=columns)
+        PromptRecord(prompt=prompt, id=optional_text(row, name), group=optional_text(row, "group"), columns=columns)
     ]
+
+
+def _named(columns: ColumnsConfig) -> Format[PromptRecord]:
+    """The format of rows whose prompt stands under a key of its own.
+
+    Raises:
+        ValueError: for other columns than `prompt` and `id`.
+    """
+    if others := sorted(columns.model_fields_set - {"prompt", "id"}):
+        raise ValueError(f"columns.{others[0]}: of prompts only the columns prompt and id are named; leave it out")
+    key, name = columns.prompt, columns.id or "id"
+    return Format(f"prompts under {key!r}", lambda row: True, lambda row: _read_prompt(row, key, name))
 
 
 def _prompts_of(form: Format[Comparison] | Format[Demonstration]) -> Format[PromptRecord]:
@@ -68,7 +82,10 @@ def _prompts_of(form: Format[Comparison] | Format[Demonstration]) -> Format[Prom
 
     def from_row(row: Row) -> list[PromptRecord | RecordError]:
         assert read is not None
-        return kept(read(row))
+        found = kept(read(row))
+        if form.collection:
+            return found
+        return [each if isinstance(each, RecordError) else replace(each, columns=dict(row)) for each in found]
 
     def from_group(rows: Sequence[Row]) -> tuple[list[PromptRecord], dict[int, RecordError]]:
         assert read_group is not None
