@@ -285,6 +285,14 @@ def test_rounds_alternate_play_and_learn_again(monkeypatch):
     assert isinstance(mixed, type(agent._mixed))
     # Every episode's first observation is a place where dreams begin.
     assert len(agent.starts()) == len(collector.episode_lengths) + 2 - sum(collector._lengths == 0)
+    # A run that was stopped goes on in new episodes: no segment leads from the last step into one.
+    again = WorldModel(config, TaskSizes(4, 2), total_steps=200, seed=0)
+    again.load_state_dict(copy.deepcopy(agent.state_dict()))
+    fresh = Collector(make_environments("CartPole-v1", 2), seed=1).collect(mixed, 3)
+    for each in (agent, again):
+        each.update(fresh)
+    assert len(again.starts()) == len(agent.starts()) + sum(collector._lengths > 0)
+    assert len(segments(again.play, 1000).mask) == len(segments(agent.play, 1000).mask) + sum(collector._lengths > 0)
 
 
 def test_what_is_refused():

@@ -54,7 +54,7 @@ def test_weights_by_hand():
 
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_truncated_and_corrected_is_the_gradient_at_every_state(truncation):
-    """The identity of ORACLES, at each of the 85 prefixes of the full problem, with `Q = Q^π` in both terms."""
+    """For every c, at each of the 85 prefixes of the full problem, with `Q = Q^π` in both terms."""
     mdp = TokenMDP(seed=3)
     logits = torch.randn(mdp.reference_logprobs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     logits.requires_grad_()

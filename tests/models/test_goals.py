@@ -236,7 +236,13 @@ def test_heads_are_saved_and_what_does_not_fit_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("a3c", "a2c whose answers"), ("dyna", "refresh_reward"), ("ilql", "recorded"), ("world_model", "world_dialogue")],
+    [
+        ("a3c", "a2c whose answers"),
+        ("dyna", "refresh_reward"),
+        ("ilql", "recorded"),
+        ("world_model", "world_dialogue"),
+        ("double_dqn", "no maximum"),
+    ],
 )
 def test_families_that_align_has_elsewhere_say_where(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -114,6 +114,11 @@ def test_a_memory_goes_on_from_its_state():
             for each in (first, second)
         ]
         assert all(torch.equal(*pair) for pair in zip(*drawn, strict=True))
+        # The next steps are of a new episode: what goes before them was cut off where it stood.
+        second.add(steps(5, 1, rows=2))
+        found = second._batch(torch.tensor([3, 4]), torch.ones(2), 0.9, 2)
+        assert found.returns.tolist() == pytest.approx([3 + 0.9 * 4, 4])
+        assert found.discounts.tolist() == pytest.approx([0.81, 0.9])
 
 
 def test_what_cannot_be_remembered_is_refused():

@@ -164,8 +164,12 @@ class WorldModel:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, in new episodes: those under way count as cut off."""
         self.play = [_played(tensors) for tensors in state["play"]]
+        if self.play:
+            truncated = self.play[-1].truncated.clone()
+            truncated[:, -1] = True
+            self.play[-1] = self.play[-1].with_fields(truncated=truncated)
         self.world.load_state_dict(state["world"])
         self.controller.load_state_dict(state["controller"])
         self.rounds_done, self.num_steps_seen = int(state["rounds_done"]), int(state["num_steps_seen"])

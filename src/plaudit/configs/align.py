@@ -19,6 +19,8 @@ from plaudit.configs.training import OptimizerConfig, RunConfig
 ELSEWHERE = {
     "a3c": "on text it is a2c whose answers other processes sample: algorithm: {name: a2c, importance_cap: 2} with "
     "asynchronous: {workers: 2}",
+    "double_dqn": "the soft backup of dqn takes no maximum over noisy values, so there is nothing to correct: "
+    "algorithm: dqn",
     "dyna": "on single answers it is any of them with refresh_reward, a model of the annotator that learns on; "
     "imagined dialogues are plaudit.algorithms.deep_dyna, from Python",
     "world_model": "it dreams of an environment that is seen step by step: plaudit gym --algorithm world_model; "

@@ -150,13 +150,16 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict` of a memory of the same size."""
+        """Go on from `state_dict` of a memory of the same size, in new episodes: those under way count as cut off."""
         self._written, self._highest = int(state["written"]), float(state["highest"])
         self._columns = {}
         for name, tensor in state["columns"].items():
             room = tensor.new_zeros((self.num_environments, self.capacity, *tensor.shape[2:]))
             room[:, : tensor.shape[1]] = tensor
             self._columns[name] = room
+        if self._written:
+            # Or the rewards of the next episode would be added to those of the last step.
+            self._columns["truncated"][:, (self._written - 1) % self.capacity] = True
         if self._tree is not None:
             self._tree.set(torch.arange(len(state["priorities"])), state["priorities"])
 
