@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from plaudit.configs.generation import SamplingConfig
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.packed_attention import PACKED_ATTENTION, register_packed_attention
-from plaudit.rollout.decoding import SharedPrefixDecoder
+from plaudit.rollout.decoding import SharedPrefixDecoder, _groups
 from plaudit.rollout.generate import generate
 from plaudit.rollout.lean import lean_step
 from plaudit.rollout.paths import decoding_fault, decoding_path
@@ -125,7 +125,27 @@ def test_room_grows_and_prompts_are_stored_once() -> None:
         wanted = plain_state(base, [*prompts[1], *[5] * 70, 9])
     assert (found[2] - wanted).abs().max() < 2e-5
     assert all(keys.shape[0] == 2 for keys, _ in decoder._prompt_cache)
-    assert decoder._own_cache[0][0].shape[2] == 128
+    assert decoder._own_cache[0][0].shape[2] == 80
+
+
+def test_prompts_are_read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.rollout.decoding._TOKENS_AT_ONCE", 12)
+    assert list(_groups([9, 3, 6, 13, 1], 12)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert list(_groups([9, 3, 6], None)) == [range(3)]
+    base, prompts = base_of("qwen3"), random_prompts((9, 3, 6, 13, 1))
+    lean = lean_step(base, tokens=5000)
+    assert lean is not None
+    assert lean.prepared
+    decoder = SharedPrefixDecoder(base, prompts, 2, lean=lean)
+    assert follow(base, decoder, prompts, {1: [0, 1, 7]}, 4) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2-window-softcap", "mistral-window"])
+def test_room_not_yet_written_counts_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, prompts = base_of(name), random_prompts((6, 4))
+    assert follow(base, SharedPrefixDecoder(base, prompts, 2), prompts, {17: [1]}, 20) < 2e-5
+    monkeypatch.setattr("plaudit.rollout.decoding._ROOM", 1)
+    assert follow(base, SharedPrefixDecoder(base, prompts, 2), prompts, {9: [1]}, 12) < 2e-5
 
 
 def test_beams_move() -> None:

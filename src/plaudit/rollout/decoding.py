@@ -1,10 +1,12 @@
 """Decoding with one prefill and one copy of a prompt's keys and values, whatever number of rows continue it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from plaudit.core.layout import PackedLayout
 from plaudit.models.packed_attention import BACKENDS, AttentionOptions, PackedAttention
@@ -12,7 +14,11 @@ from plaudit.models.quick_products import quick_products
 from plaudit.models.states import num_attention_layers, position_offset, takes_argument
 from plaudit.rollout.lean import LeanStep
 
-_FIRST_CAPACITY = 64
+_ROOM = 16
+"""Tokens of a row for which room is made at a time."""
+_TOKENS_AT_ONCE = 512
+"""Tokens of prompts that are read together where the weights were laid out before: what a layer makes of them stays in
+the cache, and its memory is taken from the system only once."""
 
 
 class SharedPrefixDecoder:
@@ -20,7 +26,8 @@ class SharedPrefixDecoder:
 
     Every step reads the prompt's keys once for all of its rows, `[P, g, K·h/g, d] @ [P, g, d, L]`, and each row's own
     keys beside them; one softmax runs over both, so the result is plain causal attention. Nothing is copied per step:
-    own keys are written into place, rows that end are overwritten by the last ones.
+    own keys are written into place (of which more is made every 16 tokens), rows that end are overwritten by the last
+    ones.
 
     A decoder is used in this order: `prefill`, then `step` with one token for every row, and between steps `keep` (rows
     that go on) or `reorder` (beams). All rows are at the same step.
@@ -44,7 +51,7 @@ class SharedPrefixDecoder:
             base: a transformers base model that uses packed attention, see `plaudit.models.probe`.
             prompts: `P` lists of token ids, none empty.
             samples_per_prompt: rows of each prompt; row `p · K + k` is sample `k` of prompt `p`.
-            lean: the model's `plaudit.rollout.lean.lean_step`, which steps then take instead of its modules; or None.
+            lean: the model's `plaudit.rollout.lean.lean_step`, which is then taken instead of its modules; or None.
 
         Raises:
             ValueError: if there is no prompt, or one has no token.
@@ -61,7 +68,8 @@ class SharedPrefixDecoder:
         self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
         self._layers = num_attention_layers(base)
         self._layer = 0
-        self._prefilling: PackedAttention | None = None
+        self._reading = range(0)
+        self._packed: PackedAttention | None = None
         self._places = torch.empty(0)
         self._prompt_cache: list[tuple[Tensor, Tensor]] = []
         self._own_cache: list[tuple[Tensor, Tensor]] = []
@@ -73,31 +81,21 @@ class SharedPrefixDecoder:
 
     def prefill(self) -> Tensor:
         """Read every prompt once: `[P, H]`, the state of each prompt's last token."""
-        lengths = torch.tensor([len(prompt) for prompt in self._prompts])
-        ends = lengths.cumsum(0)
-        block = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        positions = torch.arange(int(ends[-1])) - (ends - lengths)[block]
-        index = torch.arange(len(lengths))
-        layout = PackedLayout(
-            positions=positions,
-            block_ids=block,
-            segment_ids=torch.ones_like(block),
-            completion_starts=ends - lengths,
-            completion_ends=ends,
-            prefix_starts=ends - lengths,
-            prefix_ends=ends - lengths,
-            group_index=index,
-            slot_index=index * 0,
-            num_groups=len(lengths),
-            num_slots=1,
-        ).to(self._device)
-        self._prefilling = PackedAttention(layout)
-        self._places = (block * int(lengths.max()) + positions).to(self._device)
-        ids = torch.tensor([token for prompt in self._prompts for token in prompt], device=self._device)
+        few = _TOKENS_AT_ONCE if self._lean is not None and self._lean.prepared else None
+        lengths = list(map(len, self._prompts))
+        return torch.cat([self._read(group) for group in _groups(lengths, few)])
+
+    def _read(self, group: range) -> Tensor:
+        """Read these prompts at once: `[p, H]`."""
+        lengths = torch.tensor([len(self._prompts[prompt]) for prompt in group])
+        layout = _texts_layout(lengths).to(self._device)
+        self._reading, self._packed = group, PackedAttention(layout)
+        self._places = layout.block_ids * self._longest + layout.positions
+        ids = torch.tensor([token for prompt in group for token in self._prompts[prompt]], device=self._device)
         with quick_products(self._base, len(ids)):
-            states = self._forward(ids, layout.positions)
-        self._prefilling = None
-        return states[layout.completion_ends - 1]
+            states = self._forward(ids, layout.positions, layout.completion_ends - 1)
+        self._packed = None
+        return states
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token per row: `[R]` int64 to its states `[R, H]`."""
@@ -166,18 +164,38 @@ class SharedPrefixDecoder:
             `[1, n, h, d]`.
         """
         layer, self._layer = self._layer, self._layer + 1
-        if self._prefilling is not None:
-            self._prompt_cache.append((self._as_prompts(key), self._as_prompts(value)))
-            options = AttentionOptions(scaling=scaling, window=window, softcap=softcap, sinks=sinks)
-            output = BACKENDS["blocks"](query, key, value, self._prefilling, options)
-            return output.transpose(1, 2)
+        options = AttentionOptions(scaling=scaling, window=window, softcap=softcap, sinks=sinks)
+        if self._packed is not None:
+            return self._attend_prompts(layer, query, key, value, self._packed, options)
         rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return self._attend_rows(layer, *rows, window=window, scaling=scaling, softcap=softcap, sinks=sinks)[None]
+        return self._attend_rows(layer, *rows, options)[None]
 
-    def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float) -> Tensor:
-        """The same for one token per row, called by the lean step: `[R, h, d]`, `[R, g, d]` twice, to `[R, h, d]`."""
+    def attend_lean(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float) -> Tensor:
+        """The same, called by the lean step: `[n, h, d]`, `[n, g, d]` twice, to `[n, h, d]`."""
         layer, self._layer = self._layer, self._layer + 1
-        return self._attend_rows(layer, query, key, value, window=window, scaling=scaling)
+        options = AttentionOptions(scaling=scaling, window=window)
+        if self._packed is None:
+            return self._attend_rows(layer, query, key, value, options)
+        tensors = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        return self._attend_prompts(layer, *tensors, self._packed, options)[0]
+
+    def _attend_prompts(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packed: PackedAttention,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """Keep the keys and values `[1, g, N, d]` of the prompts that are read, and let every token attend to its own
+        prompt: `[1, N, h, d]`."""
+        if len(self._prompt_cache) == layer:
+            shape = (len(self._prompts), key.shape[1], self._longest, key.shape[3])
+            self._prompt_cache.append((key.new_empty(shape), value.new_empty(shape)))
+        for cache, new in zip(self._prompt_cache[layer], (key, value), strict=True):
+            cache[self._reading.start : self._reading.stop] = self._as_prompts(new)
+        return BACKENDS["blocks"](query, key, value, packed, options).transpose(1, 2)
 
     def _attend_rows(
         self,
@@ -185,58 +203,59 @@ class SharedPrefixDecoder:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        *,
-        window: int | None,
-        scaling: float,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Write a row's own key and value, then attend to the prompt's and to its own.
 
-        With `m` heads per group: scores of the shared part are `[P, g, W·m, L]`, `W` rows of each prompt, and stay in
-        that order; the smaller tensors (queries, a row's own scores and weights, outputs) are brought into it and back.
+        With `m` heads per group: scores are `[P, g, W, m, L + t]`, `W` rows of each prompt, and stay in that order; the
+        smaller tensors (queries, a row's own scores and weights, outputs) are brought into it and back. All `t` places
+        that there is room for are read, and those not yet written masked: a gap behind each row's keys would take
+        longer to jump over than to read.
         """
         if len(self._own_cache) == layer:
             self._own_cache.append((self._as_rows(key), self._as_rows(value)))
-        rows, steps = len(self.rows), self.steps + 1
-        own_keys, own_values = self._own_cache[layer]
-        own_keys[:rows, :, steps - 1] = key
-        own_values[:rows, :, steps - 1] = value
-        first = 0 if window is None else max(0, steps - window)
-        own_keys, own_values = own_keys[:rows, :, first:steps], own_values[:rows, :, first:steps]
-        keys, values = (cache[: len(self._slots), :, : self._longest] for cache in self._prompt_cache[layer])
-        groups, size = key.shape[1], key.shape[2]
-        query = (query * scaling).reshape(rows, groups, -1, size)
+        rows, (groups, size), steps = len(self.rows), key.shape[1:], self.steps + 1
+        for cache, new in zip(self._own_cache[layer], (key, value), strict=True):
+            cache[:rows, :, steps - 1] = new
+        first = 0 if options.window is None else max(0, steps - options.window)
+        own_keys, own_values = (cache[:rows, :, first:].flatten(0, 1) for cache in self._own_cache[layer])
+        keys, values = (
+            cache[: len(self._slots), :, : self._longest].flatten(0, 1) for cache in self._prompt_cache[layer]
+        )
+        query = (query * options.scaling).view(rows, groups, -1, size)
+        heads = query.shape[2]
 
-        shared = self._to_grid(query) @ keys.transpose(-1, -2)
-        mask = self._prompt_mask(window)
+        own = _capped(torch.bmm(query.flatten(0, 1), own_keys.transpose(1, 2)), options.softcap)
+        own[..., steps - first :] = -math.inf
+        grid = self._to_grid(query)
+        shared = torch.bmm(grid.reshape(keys.shape[0], -1, size), keys.transpose(1, 2))
+        shared = _capped(shared, options.softcap).view(*grid.shape[:4], -1)
+        mask = self._prompt_mask(options.window)
         if mask is not None:
-            shared = shared.masked_fill_(mask, torch.finfo(shared.dtype).min)
-        scores = torch.cat((shared, self._to_grid(query @ own_keys.transpose(-1, -2))), -1)
-        weights = _softmax(scores, softcap, sinks, mask).to(values.dtype)
-        output = self._to_rows(weights[..., : self._longest] @ values, query.shape[2])
-        output += self._to_rows(weights[..., self._longest :], query.shape[2]) @ own_values
-        return output.reshape(rows, -1, size)
+            shared.masked_fill_(mask, -math.inf)
+        scores = torch.cat((shared, self._to_grid(own.view(rows, groups, heads, -1))), -1)
+        weights = _softmax(scores, options.sinks).to(values.dtype)
+        output = torch.bmm(self._to_rows(weights[..., self._longest :]).flatten(0, 1), own_values)
+        output = output.view(rows, groups, heads, size)
+        seen = torch.bmm(weights.flatten(0, 1).flatten(1, 2)[..., : self._longest], values)
+        output += self._to_rows(seen.view(*grid.shape))
+        return output.view(rows, -1, size)
 
     def _to_grid(self, tensor: Tensor) -> Tensor:
-        """`[R, g, m, n]` to `[P, g, W·m, n]`; places that no row fills hold copies of row 0."""
+        """`[R, g, m, n]` to a view `[P, g, W, m, n]`; places that no row fills hold copies of row 0."""
         tensor = tensor if self._grid is None else tensor[self._grid]
-        _, groups, heads, last = tensor.shape
-        grid = tensor.view(len(self._slots), self._width, groups, heads, last).transpose(1, 2)
-        return grid.reshape(len(self._slots), groups, self._width * heads, last)
+        return tensor.view(len(self._slots), self._width, *tensor.shape[1:]).transpose(1, 2)
 
-    def _to_rows(self, tensor: Tensor, heads: int) -> Tensor:
-        """`[P, g, W·m, n]` to `[R, g, m, n]`, `heads` being `m`."""
-        prompts, groups, _, last = tensor.shape
-        # A view: the last dimension may be a part of a longer one.
-        grid = tensor.view(prompts, groups, self._width, heads, last).transpose(1, 2)
-        rows: Tensor = grid.reshape(prompts * self._width, groups, heads, last)
+    def _to_rows(self, tensor: Tensor) -> Tensor:
+        """`[P, g, W, m, n]` to `[R, g, m, n]`."""
+        rows = tensor.transpose(1, 2).flatten(0, 1)
         return rows if self._flat is None else rows[self._flat]
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, only: Tensor | None = None) -> Tensor:
+        """The states of all these tokens, or of those at `only`."""
         self._layer = 0
-        if self._lean is not None and self._prefilling is None:
-            states: Tensor = self._lean(ids, positions, self.attend_rows)
+        if self._lean is not None:
+            states: Tensor = self._lean(ids, positions, self.attend_lean, only)
         else:
             output = self._base(
                 input_ids=ids[None],
@@ -245,33 +264,34 @@ class SharedPrefixDecoder:
                 decoding=self,
                 **self._options,
             )
-            states = output.last_hidden_state[0]
+            states = output.last_hidden_state[0] if only is None else output.last_hidden_state[0, only]
         if self._layer != self._layers:
             raise RuntimeError(f"attention was called {self._layer} times in {self._layers} layers")
         return states
 
     def _as_prompts(self, tensor: Tensor) -> Tensor:
-        """`[1, g, N, d]` of the packed prompts to `[P, g, L, d]`, zeros behind shorter ones."""
-        prompts, heads, size = len(self._slots), tensor.shape[1], tensor.shape[3]
+        """`[1, g, N, d]` of the packed prompts to `[p, g, L, d]`, zeros behind shorter ones."""
+        prompts, heads, size = len(self._reading), tensor.shape[1], tensor.shape[3]
         packed = tensor[0].transpose(0, 1)
         if packed.shape[0] < prompts * self._longest:
             padded = packed.new_zeros(prompts * self._longest, heads, size)
             padded[self._places] = packed
             packed = padded
-        return packed.reshape(prompts, self._longest, heads, size).transpose(1, 2).contiguous()
+        return packed.view(prompts, self._longest, heads, size).transpose(1, 2)
 
     def _as_rows(self, tensor: Tensor) -> Tensor:
         """Room for the rows' own keys or values, `[R, g, T, d]`, of the type of `[R, g, d]`."""
-        return tensor.new_empty(*tensor.shape[:2], _FIRST_CAPACITY, tensor.shape[2])
+        return tensor.new_zeros(*tensor.shape[:2], _ROOM, tensor.shape[2])
 
     def _make_room(self) -> None:
-        """Double the room for own keys and values when it is used up."""
+        """Make room for more own keys and values when it is used up; places not yet written hold zeros."""
         if not self._own_cache or self.steps < self._own_cache[0][0].shape[2]:
             return
+        more = max(_ROOM, self.steps // 8)
         for layer, pair in enumerate(self._own_cache):
             # Rows that left earlier are not carried along.
-            grown = [torch.cat((t, torch.empty_like(t)), dim=2) for t in (c[: len(self.rows)] for c in pair)]
-            self._own_cache[layer] = (grown[0], grown[1])
+            keys, values = (pad(cache[: len(self.rows)], (0, 0, 0, more)) for cache in pair)
+            self._own_cache[layer] = (keys, values)
 
     def _arrange(self) -> None:
         """Work out which row stands where in the grid `[prompts, width]` of the shared part."""
@@ -296,13 +316,13 @@ class SharedPrefixDecoder:
             self._flat = torch.tensor(flat, device=self._device)
         ragged = any(length != self._longest for length in lengths)
         found = [len(self._prompts[prompt]) for prompt in self._slots]
-        self._slot_lengths = torch.tensor(found, dtype=torch.long, device=self._device)[:, None, None, None]
+        self._slot_lengths = torch.tensor(found, dtype=torch.long, device=self._device)[:, None, None, None, None]
         self._columns = torch.arange(self._longest, device=self._device)
         self._padding = self._columns >= self._slot_lengths if ragged else None
         self._masks = {}
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
-        """`[P, 1, 1, L]` bool, True on prompt positions that no row of it sees in this step; None if all are seen."""
+        """`[P, 1, 1, 1, L]` bool, True on prompt positions that no row of it sees now; None if all are seen."""
         if window not in self._masks:
             mask = self._padding
             if window is not None and self._longest + self.steps >= window:
@@ -312,18 +332,48 @@ class SharedPrefixDecoder:
         return self._masks[window]
 
 
-def _softmax(scores: Tensor, softcap: float | None, sinks: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Softmax in float32 over `[P, g, W·m, L + t]`, with a cap on the scores and a sink per head where there are."""
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
-            scores[..., : mask.shape[-1]].masked_fill_(mask, torch.finfo(scores.dtype).min)
+def _groups(lengths: Sequence[int], most: int | None) -> Iterator[range]:
+    """Neighbouring prompts that are read together: at most so many tokens, one prompt at least; None takes all."""
+    start, tokens = 0, 0
+    for place, length in enumerate(lengths):
+        if most is not None and place > start and tokens + length > most:
+            yield range(start, place)
+            start, tokens = place, 0
+        tokens += length
+    yield range(start, len(lengths))
+
+
+def _texts_layout(lengths: Tensor) -> PackedLayout:
+    """The layout of texts of these lengths `[p]` one behind the other, each for itself."""
+    ends = lengths.cumsum(0)
+    block = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    index = torch.arange(len(lengths))
+    return PackedLayout(
+        positions=torch.arange(int(ends[-1])) - (ends - lengths)[block],
+        block_ids=block,
+        segment_ids=torch.ones_like(block),
+        completion_starts=ends - lengths,
+        completion_ends=ends,
+        prefix_starts=ends - lengths,
+        prefix_ends=ends - lengths,
+        group_index=index,
+        slot_index=index * 0,
+        num_groups=len(lengths),
+        num_slots=1,
+    )
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores with a cap where there is one: `cap · tanh(scores / cap)`."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax in float32 over `[P, g, W, m, L + t]`, with a sink per head where there are any."""
     if sinks is None:
         return scores.softmax(-1, dtype=torch.float32)
-    groups, rows = scores.shape[1:3]
-    heads = sinks.numel() // groups
-    sink = sinks.to(scores.dtype).view(groups, heads).repeat(1, rows // heads)[None, ..., None]
-    return torch.cat((scores, sink.expand(scores.shape[0], -1, -1, 1)), -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    sink = sinks.to(scores.dtype).view(1, scores.shape[1], 1, scores.shape[3], 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sink), -1).softmax(-1, dtype=torch.float32)[..., :-1]
 
 
 def _fill_holes(alive: Sequence[bool]) -> list[int]:

@@ -153,7 +153,8 @@ def generate(
     with _evaluating(model):
         path = decoding_path(model)
         most = rows_per_prompt * max(1, min(len(prompts), max_rows // rows_per_prompt))
-        lean = lean_step(model.base, rows=most, steps=sampling.max_new_tokens) if path == "lean" else None
+        tokens = sum(map(len, prompts)) + len(prompts) * rows_per_prompt * sampling.max_new_tokens
+        lean = lean_step(model.base, rows=most, tokens=tokens) if path == "lean" else None
         head = _Head(model, rows=most, steps=sampling.max_new_tokens)
         for batch in _batches(prompts, rows_per_prompt, max_rows, ragged=path in SHARING):
             decoder = open_decoder(model.base, [prompts[place] for place in batch], rows_per_prompt, path, lean)

@@ -1,4 +1,4 @@
-"""One decoding step of Llama and its kin with few operations: the model's own weights, read without its modules.
+"""A decoding step of Llama and its kin with few operations: the model's own weights, read without its modules.
 
 At a few million weights most of a step goes into the many small operations of the modules, not into arithmetic. Like
 every way of decoding it is held against the plain forward before it is used, see `plaudit.rollout.paths`.
@@ -24,13 +24,13 @@ Attend = Callable[..., Tensor]
 """`(query [R, h, d], key [R, g, d], value, *, window, scaling) -> [R, h, d]`."""
 
 
-def lean_step(base: nn.Module, *, rows: int = 1, steps: int = 1) -> "LeanStep | None":
+def lean_step(base: nn.Module, *, rows: int = 1, tokens: int = 1) -> "LeanStep | None":
     """The lean step of this model; None for other architectures and for layers that are not plain (adapters, hooks).
 
     Args:
         base: a transformers base model.
         rows: about how many rows a step will have.
-        steps: how many steps are expected; many rows or steps are worth laying out the weights for them.
+        tokens: how many it will read in all, prompts included; many are worth laying out the weights for them.
     """
     model: Any = base
     if unwrap(base) is not base or type(model).__name__ not in LEAN_MODELS or model.config.hidden_act != "silu":
@@ -45,14 +45,17 @@ def lean_step(base: nn.Module, *, rows: int = 1, steps: int = 1) -> "LeanStep | 
         # Whoever has put himself around a module wants to be asked; `forward` of its own is accelerate's way.
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return None
-    return LeanStep(model, rows=rows if rows * steps >= _WORTH_PREPARING else 0)
+    return LeanStep(model, rows=rows if tokens >= _WORTH_PREPARING else 0)
 
 
 class LeanStep:
-    """Reads one token per row; built anew for every call of `generate`, so that it sees the weights as they are.
+    """Reads one token per row, or whole prompts; built anew for every call of `generate`, to see weights as they are.
 
     Small models' matrices of one layer that read the same input are laid side by side, and all are laid out for few
     rows; large ones are left where they are.
+
+    Attributes:
+        prepared: whether weights were laid out.
     """
 
     def __init__(self, model: Any, *, rows: int = 0) -> None:
@@ -61,13 +64,19 @@ class LeanStep:
         self._fused = sum(parameter.numel() for parameter in model.parameters()) < _FUSE_BELOW
         self._rows = rows if self._fused else 0
         self._layers = [_Layer(self, layer) for layer in model.layers]
+        self.prepared = self._layers[0].prepared
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Tokens `[R]` at positions `[R]` to states `[R, H]`; attention is left to `attend`."""
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, only: Tensor | None = None) -> Tensor:
+        """Tokens `[R]` at positions `[R]` to states `[R, H]`; attention is left to `attend`.
+
+        With `only`, `[n]` places, to the states `[n, H]` of these: the last layer reads the others for its keys and
+        values alone.
+        """
         hidden = self._model.embed_tokens(tokens)
         cos, sin = (table[0][:, None] for table in self._model.rotary_emb(hidden[None], positions[None]))
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             hidden = layer(hidden, cos, sin, attend)
+        hidden = self._layers[-1](hidden, cos, sin, attend, only)
         norm = self._model.norm
         return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
@@ -106,9 +115,10 @@ class _Layer:
         self._inputs = step.side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
         self._output, self._down = step.product(attention.o_proj), step.product(mlp.down_proj)
         self._gate, self._up = step.product(mlp.gate_proj), step.product(mlp.up_proj)
+        self.prepared = self._down.prepared
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """States `[R, H]` before the layer to those behind it."""
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | None = None) -> Tensor:
+        """States `[R, H]` before the layer to those behind it, of all or of those at the places `only`."""
         rows, norm = hidden.shape[0], self._norm
         normed = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
         found = [product(normed) for product in self._inputs]
@@ -121,7 +131,10 @@ class _Layer:
         swapped = torch.cat((-turned[..., half:], turned[..., :half]), -1)
         turned = turned * cos + swapped * sin
         mixed = attend(turned[:, : self._count], turned[:, self._count :], value, **self._options)
-        hidden = self._output.plus(mixed.reshape(rows, -1), hidden)
+        mixed = mixed.reshape(rows, -1)
+        if only is not None:
+            mixed, hidden = mixed[only], hidden[only]
+        hidden = self._output.plus(mixed, hidden)
         norm = self._second_norm
         normed = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
         return self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)

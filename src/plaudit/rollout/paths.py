@@ -111,7 +111,7 @@ def decoding_fault(base: nn.Module, path: str, tolerance: float, vocabulary: int
     found: list[Tensor] = []
     texts: list[list[int]] = []
     try:
-        lean = lean_step(base, rows=2 * len(prompts), steps=1024) if path == "lean" else None
+        lean = lean_step(base, rows=2 * len(prompts), tokens=1024) if path == "lean" else None
         decoder = open_decoder(base, prompts, 2, path, lean)
         found += list(decoder.prefill())
         texts += prompts
