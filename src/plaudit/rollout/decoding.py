@@ -167,8 +167,8 @@ class SharedPrefixDecoder:
         options = AttentionOptions(scaling=scaling, window=window, softcap=softcap, sinks=sinks)
         if self._packed is not None:
             return self._attend_prompts(layer, query, key, value, self._packed, options)
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return self._attend_rows(layer, *rows, options)[None]
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return self._attend_rows(layer, query, key, value, options)[None]
 
     def attend_lean(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scaling: float) -> Tensor:
         """The same, called by the lean step: `[n, h, d]`, `[n, g, d]` twice, to `[n, h, d]`."""
@@ -176,8 +176,8 @@ class SharedPrefixDecoder:
         options = AttentionOptions(scaling=scaling, window=window)
         if self._packed is None:
             return self._attend_rows(layer, query, key, value, options)
-        tensors = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-        return self._attend_prompts(layer, *tensors, self._packed, options)[0]
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        return self._attend_prompts(layer, query, key, value, self._packed, options)[0]
 
     def _attend_prompts(
         self,
