@@ -50,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         choices = []
         for index in reversed(range(body.get("n", 1))):
             text = f"{asked} {index + body.get('seed', 0)}"
-            answer = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            said = None if asked == "say nothing" else text
+            answer = {"message": {"role": "assistant", "content": said}} if chat else {"text": text}
             choices.append({"index": index, "finish_reason": "length" if index == 1 else "stop", **answer})
         data = json.dumps({"choices": choices} if status == 200 else {"error": "no"}).encode()
         missing = 0
@@ -91,6 +92,7 @@ def test_chat(server: Server) -> None:
     assert {key: request[key] for key in wanted} == wanted
     assert request["key"] == "Bearer secret"
     assert "min_p" not in request
+    assert client.generate(["say nothing"]) == [[RemoteAnswer("", True)]]
 
 
 def test_text_and_servers_without_n(server: Server) -> None:

@@ -183,7 +183,8 @@ def headline_section(run: "DemoRun", bars: Figure, rows: list[tuple[str, float]]
     )
     body += plot(bars, caption, name="accuracy", columns=("who", "accuracy"), rows=rows)
     intro = (
-        "A small decoder was trained from nothing on good replies, then on how people ranked 4 to 9 replies a letter. "
+        "A small decoder was trained from nothing on the shop's letter book, where every other reply is a good one, "
+        "then on how people ranked 4 to 9 replies a letter. "
         "Because this world is made up, it is known how well any reward model could foretell its noisy annotators."
     )
     return Section("How good is the reward model?", body, intro=intro)

@@ -109,7 +109,8 @@ class CompletionClient:
         try:
             return [
                 RemoteAnswer(
-                    choice["message"]["content"] if self.endpoint == "chat" else choice["text"],
+                    # Null where nothing was said, or nothing but what the server keeps to itself (reasoning, a call).
+                    (choice["message"]["content"] if self.endpoint == "chat" else choice["text"]) or "",
                     choice.get("finish_reason") != "length",
                 )
                 for choice in sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
