@@ -125,7 +125,10 @@ def test_room_grows_and_prompts_are_stored_once() -> None:
         wanted = plain_state(base, [*prompts[1], *[5] * 70, 9])
     assert (found[2] - wanted).abs().max() < 2e-5
     assert all(keys.shape[0] == 2 for keys, _ in decoder._prompt_cache)
-    assert decoder._own_cache[0][0].shape[2] == 80
+    keys = decoder._own_cache[0][0]
+    assert keys.shape[2] == 80
+    assert keys.is_contiguous()
+    assert not bool(keys[:, :, 71:].any()), "places not yet written hold zeros, which no weight of 0 makes NaN"
 
 
 def test_prompts_are_read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +147,7 @@ def test_prompts_are_read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_room_not_yet_written_counts_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base, prompts = base_of(name), random_prompts((6, 4))
     assert follow(base, SharedPrefixDecoder(base, prompts, 2), prompts, {17: [1]}, 20) < 2e-5
-    monkeypatch.setattr("plaudit.rollout.decoding._ROOM", 1)
+    monkeypatch.setattr("plaudit.rollout.own_keys.ROOM", 1)
     assert follow(base, SharedPrefixDecoder(base, prompts, 2), prompts, {9: [1]}, 12) < 2e-5
 
 

@@ -6,16 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from plaudit.core.layout import PackedLayout
 from plaudit.models.packed_attention import BACKENDS, AttentionOptions, PackedAttention
 from plaudit.models.quick_products import quick_products
 from plaudit.models.states import num_attention_layers, position_offset, takes_argument
 from plaudit.rollout.lean import LeanStep
+from plaudit.rollout.own_keys import more_room, new_room
 
-_ROOM = 16
-"""Tokens of a row for which room is made at a time."""
 _TOKENS_AT_ONCE = 512
 """Tokens of prompts that are read together where the weights were laid out before: what a layer makes of them stays in
 the cache, and its memory is taken from the system only once."""
@@ -213,7 +211,7 @@ class SharedPrefixDecoder:
         longer to jump over than to read.
         """
         if len(self._own_cache) == layer:
-            self._own_cache.append((self._as_rows(key), self._as_rows(value)))
+            self._own_cache.append((new_room(key), new_room(value)))
         rows, (groups, size), steps = len(self.rows), key.shape[1:], self.steps + 1
         for cache, new in zip(self._own_cache[layer], (key, value), strict=True):
             cache[:rows, :, steps - 1] = new
@@ -279,19 +277,13 @@ class SharedPrefixDecoder:
             packed = padded
         return packed.view(prompts, self._longest, heads, size).transpose(1, 2)
 
-    def _as_rows(self, tensor: Tensor) -> Tensor:
-        """Room for the rows' own keys or values, `[R, g, T, d]`, of the type of `[R, g, d]`."""
-        return tensor.new_zeros(*tensor.shape[:2], _ROOM, tensor.shape[2])
-
     def _make_room(self) -> None:
-        """Make room for more own keys and values when it is used up; places not yet written hold zeros."""
+        """Make room for more own keys and values when it is used up. Rows that left earlier are not carried along."""
         if not self._own_cache or self.steps < self._own_cache[0][0].shape[2]:
             return
-        more = max(_ROOM, self.steps // 8)
-        for layer, pair in enumerate(self._own_cache):
-            # Rows that left earlier are not carried along.
-            keys, values = (pad(cache[: len(self.rows)], (0, 0, 0, more)) for cache in pair)
-            self._own_cache[layer] = (keys, values)
+        for layer, (keys, values) in enumerate(self._own_cache):
+            rows, steps = len(self.rows), self.steps
+            self._own_cache[layer] = (more_room(keys, rows, steps), more_room(values, rows, steps))
 
     def _arrange(self) -> None:
         """Work out which row stands where in the grid `[prompts, width]` of the shared part."""
