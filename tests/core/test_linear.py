@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plaudit.core import linear
+from plaudit.core import linear, vocabulary_head
 from plaudit.core.linear import FEWEST_ROWS, can_lay_out, laid_out_product, quick_linear
+from plaudit.core.logprobs import token_logprobs
+from plaudit.models import quick_products as products
 from plaudit.models.quick_products import quick_products
 
 
@@ -63,7 +65,10 @@ def test_other_types_few_rows_and_autocast_are_torchs(dtype: torch.dtype, monkey
         assert quick_linear(x, weight).dtype == torch.bfloat16
 
 
-def test_a_model_takes_them_in_one_context_and_not_where_parts_are_computed_again() -> None:
+def test_a_model_takes_them_in_one_context_and_not_where_parts_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "LEAST_WORK", 0)
     model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
     x = made(FEWEST_ROWS, 8, seed=0)
     plain = model(x)
@@ -75,3 +80,35 @@ def test_a_model_takes_them_in_one_context_and_not_where_parts_are_computed_agai
     model[0].gradient_checkpointing = True
     with quick_products(model, len(x)):
         assert type(model(x).grad_fn) is type(plain.grad_fn)
+
+
+def test_where_compiling_takes_longer_than_it_gains_torch_multiplies_and_the_gradients_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
+    x, work = made(FEWEST_ROWS, 8, seed=0), FEWEST_ROWS * (8 * 16 + 16 * 4)
+    results = []
+    for least, quick in ((work, True), (work + 1, False)):
+        monkeypatch.setattr(products, "LEAST_WORK", least)
+        context = quick_products(model, len(x))
+        assert isinstance(context, products._QuickProducts) == (quick and can_lay_out(model[0].weight))
+        with context:
+            found = model(x)
+        results.append([found, *torch.autograd.grad(found.square().sum(), [x, *model.parameters()])])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [FEWEST_ROWS, 300])
+def test_the_heads_log_probabilities_are_the_same_by_either_product(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight = made(300, 8, seed=0), made(40, 8, seed=1)
+    targets = torch.arange(300) % 40
+    results = []
+    for least in (0, 300 * 40 * 8 + 1):
+        monkeypatch.setattr(vocabulary_head, "_LEAST_WORK", least)
+        found = token_logprobs(hidden, weight, targets, chunk=chunk)
+        results.append([found, *torch.autograd.grad(found.sum(), [hidden, weight])])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

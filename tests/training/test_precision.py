@@ -1,7 +1,13 @@
-"""Threads: a container's quota is kept, the caller's setting comes back, the command line's threads do not spin."""
+"""Threads: a quota is kept, the caller's setting comes back, the command line's do not spin; freed memory is kept."""
 
+import ctypes
+import json
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,3 +73,36 @@ def test_what_the_user_says_about_waiting_holds(monkeypatch: pytest.MonkeyPatch)
     environment["KMP_BLOCKTIME"] = "200"
     app.wait_without_spinning()
     assert environment == {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "200"}
+
+
+def test_freed_memory_is_kept_unless_the_user_or_the_c_library_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda parameter, value: said.append((parameter, value)))
+    environment = {"MALLOC_TRIM_THRESHOLD_": "0"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    app.keep_freed_memory()
+    assert not said
+    environment.clear()
+    app.keep_freed_memory()
+    assert dict(said) == {-1: 512 << 20, -2: 64 << 20, -3: 32 << 20}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    app.keep_freed_memory()
+    assert len(said) == 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_a_later_step_takes_no_new_pages() -> None:
+    script = """
+import resource, torch
+from plaudit.cli.app import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(1 << 19) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(3)])
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in app.MEMORY}
+    done = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)[-1] < 2048, "16 MiB are 4096 pages"

@@ -23,6 +23,7 @@ A verb with two or three options and no configuration is an ordinary cyclopts fu
 the user are raised as `ValueError` (or `OSError`) and become one line on stderr and exit code 2, here and only here.
 """
 
+import ctypes
 import os
 import sys
 import traceback
@@ -75,6 +76,30 @@ def wait_without_spinning() -> None:
         os.environ["KMP_BLOCKTIME"] = "0"
 
 
+MEMORY = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+"""Variables by which a user says what the C library does with freed memory."""
+
+# Parameters of glibc's mallopt (malloc.h): the largest block that comes from the heap (32 MiB is the most it takes),
+# how much free heap is kept, and how much is asked for at once.
+_MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 512 MiB of freed memory for the next tensors, unless the environment says what it should do.
+
+    By default it gives the memory of a step's tensors back to the system and asks for it again in the next step, page
+    by page, filled with zeros: up to a fifth of a small model's step. Does nothing with another C library.
+    """
+    if any(name in os.environ for name in MEMORY):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for parameter, value in _MALLOPT.items():
+        mallopt(parameter, value)
+
+
 def build_app() -> App:
     """The cyclopts application with every verb registered by its import string, none of them imported."""
     app = App(name="plaudit", help=plaudit.__doc__, version=plaudit.__version__, suppress_keyboard_interrupt=False)
@@ -111,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = os.environ.get("PLAUDIT_TRACEBACK", "") not in ("", "0")
     wait_without_spinning()
+    keep_freed_memory()
     if "--traceback" in words:
         words.remove("--traceback")
         show_traceback = True

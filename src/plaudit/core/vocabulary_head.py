@@ -14,6 +14,8 @@ _LOGITS_PER_CHUNK = 1 << 24
 # of fewer rows than this are slow, though.
 _LOGITS_PER_CHUNK_CPU = 1 << 21
 _FEWEST_ROWS_CPU = 128
+# Rows times numbers of the weight; below, compiling oneDNN's code for this number of rows takes longer than it gains.
+_LEAST_WORK = 1 << 27
 
 
 class HeadOptions(NamedTuple):
@@ -69,7 +71,8 @@ def _chunk_rows(weight: Tensor) -> int:
 
 def head_product(hidden: Tensor, weight: Tensor, options: HeadOptions) -> Callable[[Tensor], Tensor]:
     """`h -> h W^T` for the chunks of states `[N, H]`; on the CPU the weight is laid out once for all of them."""
-    if hidden.dtype == torch.float32 and hidden.shape[0] >= FEWEST_ROWS and can_lay_out(weight):
+    worth_it = hidden.shape[0] >= FEWEST_ROWS and hidden.shape[0] * weight.numel() >= _LEAST_WORK
+    if worth_it and hidden.dtype == torch.float32 and can_lay_out(weight):
         return laid_out_product(weight, min(options.chunk, hidden.shape[0]))
     return lambda rows: rows @ weight.to(rows.dtype).T
 

@@ -10,6 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from plaudit.core.linear import FEWEST_ROWS, can_lay_out, quick_linear
 
+LEAST_WORK = 1 << 30
+"""Rows times weights of linear layers from which these products are quicker. oneDNN compiles code for every number of
+rows, which differs from step to step, and for every shape of weight, half a millisecond each time: of a small model's
+step that was a quarter."""
+
 
 class _QuickProducts(TorchFunctionMode):
     """Every `torch.nn.functional.linear` inside becomes `quick_linear`."""
@@ -37,7 +42,9 @@ def quick_products(model: nn.Module, rows: int) -> AbstractContextManager[object
     """
     if rows < FEWEST_ROWS or not can_lay_out(next(model.parameters())):
         return nullcontext()
+    weights = 0
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False) or module._compiled_call_impl is not None:
             return nullcontext()
-    return _QuickProducts()
+        weights += module.weight.numel() if isinstance(module, nn.Linear) else 0
+    return _QuickProducts() if rows * weights >= LEAST_WORK else nullcontext()
