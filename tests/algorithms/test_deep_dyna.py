@@ -6,6 +6,7 @@ import torch
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.deep_dyna import DialogueDyna, fit_user, user_loss
 from plaudit.configs.algorithm import AlgorithmConfig
+from plaudit.core.finite import NonFiniteError
 from plaudit.models.user import LatentUser, RecurrentUser
 from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.imagined_dialogue import imagined_dialogue, turns_of, user_tables
@@ -106,6 +107,18 @@ def test_imagined_dialogues_save_real_ones_unless_they_are_wrong():
 
 
 def test_what_is_refused():
+    user, said = LatentUser(2, 2, 1), torch.zeros(1, 2, dtype=torch.int64)
+    before = user.mood_rewards.detach().clone()
+    with pytest.raises(NonFiniteError, match="learning a user: the loss is nan"):
+        fit_user(
+            user,
+            said,
+            said[:, :1],
+            torch.full((1, 2), torch.nan),
+            optimizer=torch.optim.Adam(user.parameters()),
+            steps=1,
+        )
+    assert torch.equal(user.mood_rewards, before)
     with pytest.raises(ValueError, match="must not be negative"):
         learned(-1)
     with pytest.raises(ValueError, match="at least 1"):

@@ -15,6 +15,7 @@ from plaudit.algorithms.world_controllers import evolve_controller, improve_cont
 from plaudit.algorithms.world_learning import fit_dynamics, fit_encoder, segments
 from plaudit.algorithms.world_model import WorldModel
 from plaudit.configs.world_model import WorldModelConfig
+from plaudit.core.finite import NonFiniteError
 from plaudit.core.world_losses import mixture_log_density
 from plaudit.models.world import RecurrentDynamics, VariationalEncoder
 from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
@@ -141,6 +142,9 @@ def test_one_step_of_the_dynamics_is_the_gradient_of_all_that_they_foretell():
     torch.optim.Adam(other.parameters(), lr=0.01).step()
     for mine, its in zip(dynamics.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+    lost = rows.with_fields(rewards=rows.rewards * torch.nan)
+    with pytest.raises(NonFiniteError, match="learning a RecurrentDynamics: the loss is nan"):
+        fit_dynamics(other, seen, after, lost, epochs=1, learning_rate=0.01, generator=generator)
     assert dynamics.reward_range.tolist() == [rows.rewards[mask].min().item(), rows.rewards[mask].max().item()]
     assert metrics["dynamics/density_loss"] == pytest.approx(-density.mean().item(), rel=1e-4)
     assert metrics["dynamics/reward_error"] == pytest.approx(surprise.square().mean().sqrt().item(), rel=1e-4)

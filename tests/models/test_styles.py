@@ -113,6 +113,13 @@ def test_gradients_reach_every_part_and_usage_is_kept(tmp_path: Path) -> None:
     may_end = sum(int(styles.sentence_ends[text[-length:-1]].sum()) for text, length in zip(
         texts_of(batch), spans.lengths.tolist(), strict=True))  # fmt: skip
     assert styles.metrics()["options/duration"] == pytest.approx((int(spans.lengths.sum()) - 4) / (0.5 * may_end))
+    assert styles.metrics()["options/collapsed"] == 0
+    styles.sentence_ends.fill_(True)
+    with torch.no_grad():
+        styles.ending.bias.fill_(9.0)
+    LanguagePolicy(model).evaluate(batch)
+    assert styles.metrics()["options/duration"] == pytest.approx(1, abs=1e-3)
+    assert styles.metrics()["options/collapsed"] == 1
     styles.sentence_ends.zero_()
     LanguagePolicy(model).evaluate(batch)
     assert "options/duration" not in styles.metrics()

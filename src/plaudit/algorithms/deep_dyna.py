@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.algorithms.base import Algorithm
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.models.user import User
 from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.imagined_dialogue import imagined_dialogue, turns_of, user_tables
@@ -36,14 +37,18 @@ def fit_user(
     rows_per_step: int = 64,
     generator: torch.Generator | None = None,
 ) -> float:
-    """`steps` optimizer steps of `user_loss` on dialogues `[N, T]`, drawn at random; returns the last loss."""
+    """`steps` optimizer steps of `user_loss` on dialogues `[N, T]`, drawn at random; returns the last loss.
+
+    Raises:
+        NonFiniteError: if a loss is not finite; the user has not been moved by it.
+    """
     loss = torch.zeros(())
     for _ in range(steps):
         rows = torch.randint(len(words), (min(rows_per_step, len(words)),), generator=generator)
         loss = user_loss(user, words[rows], replies[rows], rewards[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        guarded_step(optimizer, loss.item(), max_norm=None, where="learning a user")
     return loss.item()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from plaudit.algorithms.stepping import guarded_step
 from plaudit.core.world_losses import autoencoder_loss, mixture_density_loss, reward_continuation_loss
 from plaudit.models.world import RecurrentDynamics, VariationalEncoder
 from plaudit.rollout.trajectory import Trajectory, concatenate
@@ -134,10 +135,7 @@ def _optimizer(
 def _take_step(
     module: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor
 ) -> None:
-    if not loss.isfinite():
-        raise ValueError(f"the loss of a {type(module).__name__} is {loss.item()}; lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(module.parameters(), 100.0)
-    optimizer.step()
+    guarded_step(optimizer, loss.item(), max_norm=100.0, where=f"learning a {type(module).__name__}")
     schedule.step()

@@ -23,7 +23,7 @@ class QLearningConfig(Config):
     learning_rate: float = Field(default=2.3e-3, gt=0)
     """Adam's rate at the first update."""
     schedule: Literal["constant", "linear"] = "constant"
-    """`linear` lets the rate fall to 0 over the run, so that what is kept at the end is no last lucky step."""
+    """`linear` lets the rate fall to 0 over the run."""
     discount: float = Field(default=0.99, gt=0, le=1)
     """γ, by which a reward counts less for each step that it lies ahead."""
     num_steps: int = Field(default=1, gt=0)

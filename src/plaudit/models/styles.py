@@ -148,7 +148,7 @@ class StyleHeads(nn.Module):
             "options/usage_entropy": float(entropy),
             "options/most_used": float(shares.max()),
             "options/termination_rate": self.ending_rate,
-            "options/collapsed": float(self.num_options > 1 and float(shares.max()) > 0.95),
+            "options/collapsed": float((self.num_options > 1 and float(shares.max()) > 0.95) or self.duration < 1.05),
         }
 
     def save(self, folder: Path) -> None:
