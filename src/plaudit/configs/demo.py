@@ -1,8 +1,9 @@
 """The built-in world's main job."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from plaudit.configs.base import Config
 
@@ -14,6 +15,10 @@ class DemoConfig(Config):
     """Folder of the report, the data, the models and their metrics; an earlier demo there is replaced."""
     seed: int = Field(default=0, ge=0)
     """Seed of the world, the models and the training."""
+
+    threads: Literal["auto"] | PositiveInt = 1
+    """Threads that share an operation on the CPU. So small a model gained nothing from a second one, and loses much
+    where another program needs the core; `auto` is what torch takes."""
 
     letter_book: int = Field(default=8000, ge=20)
     """Replies of the shop's staff, every other one good, to fine-tune on."""
@@ -39,10 +44,10 @@ class DemoConfig(Config):
     has time."""
     sft_epochs: float = Field(default=1.0, gt=0)
     """Passes over the letter book."""
-    reward_epochs: float = Field(default=2.0, gt=0)
+    reward_epochs: float = Field(default=1.5, gt=0)
     """Passes over the rankings."""
 
-    iterations: int = Field(default=28, ge=1)
+    iterations: int = Field(default=20, ge=1)
     """Rounds of PPO: sample answers, score them, update."""
     prompts_per_iteration: int = Field(default=16, ge=2)
     """Letters answered in each of them, eight times each."""

@@ -37,6 +37,7 @@ from plaudit.rewards.normalise import Running, normalised
 from plaudit.rollout.answering import sample_answers
 from plaudit.training import align, reward, sft
 from plaudit.training.messages import say
+from plaudit.training.precision import threads
 from plaudit.training.results import TrainingResult
 
 AnyResult = TypeVar("AnyResult", bound=TrainingResult)
@@ -106,11 +107,12 @@ def main(config: DemoConfig, *, dry_run: bool = False) -> DemoRun | None:
         return None
     _clear(config.output)
     run = DemoRun(config, World(config.seed))
-    for name, stage in STAGES.items():
-        say(f"── {name.replace('_', ' ')}")
-        started = time.perf_counter()
-        stage(run)
-        run.seconds[name] = time.perf_counter() - started
+    with threads(config.threads):
+        for name, stage in STAGES.items():
+            say(f"── {name.replace('_', ' ')}")
+            started = time.perf_counter()
+            stage(run)
+            run.seconds[name] = time.perf_counter() - started
     run.page = write_demo_report(run)
     for line in closing_lines(run):
         say(line)
