@@ -10,7 +10,7 @@ rankings, reward model (once; a folder that a demo has left may stand at `<outpu
 comes every run below that has no result yet: what was stopped goes on where it was. Every run draws the same number of
 answers. Several `run`s may go on side by side, for seeds or runs of their own: a world that one of them makes others
 wait for. `table` writes tables, plots and JSON (`alignment_report.py`). Runs have names, to be asked for one by one:
-best-of-n, ppo, ppo-loo, ppo-head, rloo, grpo, reinforce, acer, no-kl, no-whitening and those of `arms()`.
+best-of-n, ppo, ppo-loo, rloo, grpo, reinforce, acer, no-kl, no-whitening and those of `arms()`.
 """
 
 import argparse
@@ -97,7 +97,6 @@ PPO = {"name": "ppo", **TWICE}
 LEAVE_ONE_OUT = {**PPO, "baseline": "leave_one_out"}
 CRITIC = {"critic_start": "reward"}
 WARM = {"critic_warmup": 3, "critic_lambda": 1.0}
-HEAD = {"optimizer": {"head_learning_rate": 10 * RATE}}
 STALE = {**CRITIC, "asynchronous": {"workers": 1, "max_staleness": 1}}
 ONE_BATCH = {"iterations": 1, "prompts_per_iteration": ITERATIONS * PROMPTS}
 
@@ -131,8 +130,6 @@ def arms() -> dict[str, Arm]:
         "ppo-zero-warmup": Arm("critic", "the same, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
         "ppo-warmup": Arm("critic", "PPO, critic alone for 3 iterations", {**PPO, **WARM}, CRITIC),
         "ppo-lambda1": Arm("critic", "PPO, critic, λ = 1", {**PPO, "gae_lambda": 1.0}, CRITIC),
-        "ppo-head": Arm("critic", "PPO, the critic's head ten times as fast", PPO, {**CRITIC, **HEAD}),
-        "ppo-zero-head": Arm("critic", "values begin at 0, head ten times as fast", PPO, {**CRITIC, **HEAD}),
         "acer": Arm("families", "ACER", {"name": "acer", "replay_ratio": 3.0}, {}),
         "dqn": Arm("families", "soft Q-learning", {"name": "dqn", **TWICE}, {}),
         "option-critic": Arm("families", "option-critic (styles)", {"name": "option_critic", **ONCE}, {}),
@@ -303,9 +300,7 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
         "output": folder,
         "seed": run.config.seed,
     }
-    options = dict(arm.options)
-    settings["optimizer"] |= options.pop("optimizer", {})
-    settings |= options
+    settings |= arm.options
     if settings["iterations"] == 1:
         settings["optimizer"] |= {"schedule": "constant", "warmup": 0.0}
     prompts = [PromptRecord(prompt=text) for text in run.world.prompts(ITERATIONS * PROMPTS)]
@@ -387,7 +382,7 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[Path], object
     running.add_argument("--rates", type=float, nargs="+", default=[RATE], help="learning rates")
     running.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     commands.add_parser("table")
-    commands.add_parser("second", help="the runs of this folder, from another machine, as a table of their own")
+    commands.add_parser("second", help="the runs of this folder, from another machine, as tables of their own")
     given = parser.parse_args(arguments)
     if given.command in ("table", "second"):
         sys.path.insert(0, str(Path(__file__).parent))

@@ -308,14 +308,18 @@ def draw_foretold(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_second(output: Path, say: Callable[[str], object] = print) -> None:
-    """All runs of another folder as one table on the page of families: what was made on another machine."""
+    """The runs of another folder as tables of their own: what was made on another machine, in worlds made there."""
     runs = load(output)
-    rows = [row_of(name, runs) for name in ("best-of-n", *ARMS) if name in runs]
-    table = markdown(rows, accuracy=False)
-    say(table)
-    fill(PAGES / "families.md", "second", table)
-    described = {"command": "python studies/alignment.py --output FOLDER second", "machine": machine(output)}
-    (PAGES / "alignment-second.json").write_text(json.dumps(described | {"rows": rows}, indent=1) + "\n")
+    found = {"command": "python studies/alignment.py --output FOLDER second", "machine": machine(output)}
+    pages = {"families": ("algorithms", "families"), "alignment": ("ablations", "reward-models")}
+    for page, parts in pages.items():
+        names = ["ppo", "ppo-loo", *(name for name, arm in ARMS.items() if arm.part in parts)]
+        rows = [row_of(name, runs) for name in dict.fromkeys(["best-of-n", *names]) if name in runs]
+        table = markdown(rows, accuracy=False)
+        say(table)
+        fill(PAGES / f"{page}.md", "second", table)
+        found[page] = rows
+    (PAGES / "alignment-second.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def write_report(output: Path, say: Callable[[str], object] = print) -> None:

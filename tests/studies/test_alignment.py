@@ -106,10 +106,14 @@ def test_the_report_of_made_up_runs(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "families.md").read_text()
     assert page.startswith("before\n<!-- table: world -->\n\n|  | seeds | gain in gold, equal answers | KL |")
     assert page.endswith("\n\n<!-- end of table -->\nafter\n")
-    page = tmp_path / "families.md"
-    page.write_text("<!-- table: second -->\n<!-- end of table -->\n")
+    pages = [tmp_path / name for name in ("families.md", "alignment.md")]
+    for page in pages:
+        page.write_text("<!-- table: second -->\n<!-- end of table -->\n")
     alignment_report.write_second(tmp_path)
-    assert page.read_text().count("\n| ") == 1 + 6
+    families, ablations = (page.read_text() for page in pages)
+    assert families.count("\n| ") == 1 + 3
+    assert ablations.count("\n| ") == 1 + 6
+    assert "without KL" in ablations and "without KL" not in families
     assert (tmp_path / "alignment-algorithms.png").stat().st_size > 5_000
 
 
