@@ -156,6 +156,7 @@ def test_varlen_lays_out_what_the_kernels_expect(
         assert (max_q, max_k) == (int(q_ends.diff().max()), int(k_ends.diff().max()))
         return loop_attention(q, k, v, q_ends, k_ends, window_size, scale)[0]
 
+    monkeypatch.setattr(attention_varlen, "_arguments_of_operator", lambda: ("query", "window_size", "enable_gqa"))
     monkeypatch.setattr(attention_varlen, "_kernels", lambda: (forward_kernel, backward_kernel))
     monkeypatch.setattr(varlen, "varlen_attn", public)
     layout = layout_of(SHAPES, causal=causal)
