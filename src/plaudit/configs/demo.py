@@ -17,8 +17,8 @@ class DemoConfig(Config):
     """Seed of the world, the models and the training."""
 
     threads: Literal["auto"] | PositiveInt = 1
-    """Threads that share an operation on the CPU. So small a model gained nothing from a second one, and loses much
-    where another program needs the core; `auto` is what torch takes."""
+    """Threads that share an operation on the CPU. So small a model gains little from a second one (a tenth of
+    fine-tuning on an idle machine), and loses much where another program needs the core; `auto` is what torch takes."""
 
     letter_book: int = Field(default=8000, ge=20)
     """Replies of the shop's staff, every other one good, to fine-tune on."""
