@@ -1,5 +1,6 @@
 """What every verb with a configuration shares."""
 
+import gc
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from plaudit.cli.verb import run_verb
+from plaudit.cli.verb import import_string, run_verb
 from plaudit.configs.base import Config, ConfigError, load_config
 
 
@@ -95,3 +96,21 @@ def test_a_fault_runs_nothing(calls: list[tuple[Job, bool]]) -> None:
     with pytest.raises(ConfigError, match=r"inner\.width"):
         run("--inner.width", "0")
     assert not calls
+
+
+def test_the_collector_rests_while_a_job_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job_that_looks.py").write_text("import gc\nresting = not gc.isenabled()\nkept = [[]]\n")
+    (tmp_path / "job_that_fails.py").write_text("raise LookupError('lost')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert import_string("job_that_looks:resting") is True
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 1000  # All that this process had imported.
+        gc.unfreeze()
+        import_string("job_that_looks:kept")
+        assert gc.get_freeze_count() == 0
+        with pytest.raises(LookupError, match="lost"):
+            import_string("job_that_fails:name")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()

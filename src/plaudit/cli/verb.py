@@ -1,5 +1,6 @@
 """What every verb with a configuration shares: flags, files, `--help`, `--print-config`, `--dry-run`."""
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -78,7 +79,19 @@ def config_of_options(config_class: type[AnyConfig], **options: Any) -> AnyConfi
 
 
 def import_string(path: str) -> Callable[..., Any]:
-    """The object that `module:name` names, imported now."""
+    """The object that `module:name` names, imported now.
+
+    Python's collector rests meanwhile, and what was imported is left out of its rounds: torch and transformers make
+    hundreds of thousands of objects that live as long as the process, and looking through them again and again takes
+    a quarter of the start and nearly all of the exit.
+    """
     module, _, name = path.partition(":")
+    if module not in sys.modules and gc.isenabled():
+        gc.disable()
+        try:
+            importlib.import_module(module)
+            gc.freeze()
+        finally:
+            gc.enable()
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
