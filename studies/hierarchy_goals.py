@@ -29,9 +29,9 @@ from plaudit.core.value_losses import squared_value_loss
 from plaudit.models.recurrent import LSTMActorCritic
 from plaudit.rollout.corridor import KeyDoorCorridor, LastTokenEnvironment
 from plaudit.rollout.environments import Collector, make_environments
-from plaudit.rollout.recurrent import RecurrentPolicy, evaluation_of
+from plaudit.rollout.recurrent import RecurrentPolicy
 from plaudit.rollout.token_mdp import TokenMDP
-from plaudit.rollout.trajectory import Trajectory
+from plaudit.rollout.trajectory import Trajectory, evaluation_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "hierarchy-goals.jsonl"
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -86,7 +86,7 @@ class RecurrentA2C:
             discount=config.discount,
             return_lambda=config.gae_lambda,
         )
-        evaluation = evaluation_of(outputs, trajectory.actions)
+        evaluation = evaluation_of(torch.log_softmax(outputs.logits, -1), trajectory.actions, outputs.values)
         advantages = returns - evaluation.values.detach()
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask)

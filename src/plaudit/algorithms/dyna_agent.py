@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from plaudit.algorithms.base import TaskSizes
 from plaudit.algorithms.dyna import DynaTables
 from plaudit.configs.dyna import DynaConfig
-from plaudit.core.kl import categorical_entropy
-from plaudit.rollout.trajectory import Evaluation, Sampled, StepPolicy, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, StepPolicy, Trajectory, evaluation_of, observations_of
 
 
 class TablePolicy(nn.Module):
@@ -47,11 +46,8 @@ class TablePolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations.
         """
-        if trajectory.observations is None:
-            raise ValueError("Dyna reads states from trajectory.observations, which is None")
-        logprobs = self._logprobs(trajectory.observations)
-        chosen = logprobs.gather(-1, trajectory.actions.unsqueeze(-1)).squeeze(-1)
-        return Evaluation(chosen, categorical_entropy(logprobs), self.values(trajectory.observations))
+        states = observations_of(trajectory)
+        return evaluation_of(self._logprobs(states), trajectory.actions, self.values(states))
 
     def _rows(self, observations: Tensor) -> Tensor:
         if observations.is_floating_point():

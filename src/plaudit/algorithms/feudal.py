@@ -29,8 +29,8 @@ from plaudit.core.returns import lambda_returns
 from plaudit.core.value_losses import squared_value_loss
 from plaudit.models.feudal import FeudalNetwork
 from plaudit.rollout.control import observation_vectors
-from plaudit.rollout.recurrent import RecurrentPolicy, evaluation_of
-from plaudit.rollout.trajectory import Trajectory
+from plaudit.rollout.recurrent import RecurrentPolicy
+from plaudit.rollout.trajectory import Trajectory, evaluation_of
 
 
 class Feudal:
@@ -154,7 +154,7 @@ def feudal_losses(
         discount=config.discount,
         return_lambda=config.gae_lambda,
     )
-    evaluation = evaluation_of(outputs, trajectory.actions)
+    evaluation = evaluation_of(torch.log_softmax(outputs.logits, -1), trajectory.actions, outputs.values)
     advantages = worker_returns - evaluation.values.detach()
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)

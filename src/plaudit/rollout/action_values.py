@@ -6,10 +6,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from plaudit.core.kl import categorical_entropy
 from plaudit.models.control import ActorActionValueNetwork
 from plaudit.rollout.tabular import TabularPolicy
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of, observations_of
 
 
 class ActionTables(NamedTuple):
@@ -104,11 +103,8 @@ class ActionValuePolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations.
         """
-        if trajectory.observations is None:
-            raise ValueError("a control policy reads trajectory.observations, which is None")
-        logprobs, action_values = self.tables(trajectory.observations)
-        chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
-        return Evaluation(chosen, categorical_entropy(logprobs), (logprobs.exp() * action_values).sum(-1))
+        logprobs, action_values = self.tables(observations_of(trajectory))
+        return evaluation_of(logprobs, trajectory.actions, (logprobs.exp() * action_values).sum(-1))
 
 
 class TabularActionValues(nn.Module):
@@ -140,20 +136,17 @@ class TabularActionValues(nn.Module):
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probabilities, entropies and values `[B, T]`, with gradients."""
         found = self.policy.evaluate(trajectory)
-        assert trajectory.observations is not None
-        return found._replace(values=self.values(trajectory.observations))
+        return found._replace(values=self.values(observations_of(trajectory)))
 
     def tables(self, trajectory: Trajectory) -> ActionTables:
         """See `ActionTablePolicy`; states are `trajectory.observations`."""
-        assert trajectory.observations is not None
-        states = trajectory.observations[trajectory.mask]
+        states = observations_of(trajectory)[trajectory.mask]
         average = self.average.logprobs()[states]
         return ActionTables(self.logprobs(trajectory), self.action_values[states], average, self.reference[states])
 
     def logprobs(self, trajectory: Trajectory) -> Tensor:
         """See `ActionTablePolicy`."""
-        assert trajectory.observations is not None
-        return self.policy.logprobs()[trajectory.observations[trajectory.mask]]
+        return self.policy.logprobs()[observations_of(trajectory)[trajectory.mask]]
 
     @torch.no_grad()
     def move_average(self, decay: float) -> None:

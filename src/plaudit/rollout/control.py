@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from plaudit.core.kl import categorical_entropy
 from plaudit.models.control import ActorCriticNetwork
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of, observations_of
 
 
 class ControlPolicy(nn.Module):
@@ -45,12 +44,9 @@ class ControlPolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations.
         """
-        if trajectory.observations is None:
-            raise ValueError("a control policy reads trajectory.observations, which is None")
-        seen = self._vectors(trajectory.observations)
+        seen = self._vectors(observations_of(trajectory))
         logprobs = torch.log_softmax(self.network.logits(seen), -1)
-        chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
-        return Evaluation(chosen, categorical_entropy(logprobs), self.network.values(seen))
+        return evaluation_of(logprobs, trajectory.actions, self.network.values(seen))
 
     def _vectors(self, observations: Tensor) -> Tensor:
         return observation_vectors(observations, self.network.observation_size)

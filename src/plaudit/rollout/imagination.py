@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from plaudit.core.world_losses import sample_mixture
 from plaudit.models.world import PlainEncoder, RecurrentDynamics, VariationalEncoder
 from plaudit.rollout.control import ControlPolicy
-from plaudit.rollout.trajectory import Evaluation, Sampled, StepPolicy, Trajectory, new_trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, StepPolicy, Trajectory, new_trajectory, observations_of
 
 
 class World(nn.Module):
@@ -182,8 +182,7 @@ class LinearController(nn.Module):
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probability 0 of what it would do and -inf of all else, `[B, T]`."""
-        assert trajectory.observations is not None
-        chosen = self._scores(trajectory.observations).argmax(-1) == trajectory.actions
+        chosen = self._scores(observations_of(trajectory)).argmax(-1) == trajectory.actions
         zeros = torch.zeros_like(trajectory.rewards)
         return Evaluation(zeros.masked_fill(~chosen, float("-inf")), zeros, zeros)
 

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.core.hierarchy_losses import option_state_values
-from plaudit.core.kl import categorical_entropy
 from plaudit.models.options import OptionNetwork, OptionOutputs
 from plaudit.rollout.control import observation_vectors
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of
 
 
 class OptionPolicy(nn.Module):
@@ -70,8 +69,7 @@ class OptionPolicy(nn.Module):
             raise ValueError("a policy with options reads trajectory.observations and .options, and one is None")
         found = self.outputs(trajectory.observations)
         logprobs = torch.log_softmax(of_option(found.logits, trajectory.options), -1)
-        chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
-        return Evaluation(chosen, categorical_entropy(logprobs), of_option(found.values, trajectory.options))
+        return evaluation_of(logprobs, trajectory.actions, of_option(found.values, trajectory.options))
 
     def outputs(self, observations: Tensor) -> OptionOutputs:
         """What the network says of observations `[..., O]` (or discrete ones `[...]`)."""

@@ -12,7 +12,7 @@ from plaudit.core.hierarchy_losses import marginal_option_logprobs, next_belief
 from plaudit.core.kl import categorical_entropy
 from plaudit.core.reduction import expect_shape
 from plaudit.rollout.token_mdp import TokenMDP
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, observations_of
 
 
 class StylePolicy(nn.Module):
@@ -92,20 +92,18 @@ class StylePolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations `[B, T]`.
         """
-        if trajectory.observations is None:
-            raise ValueError("styles read states from trajectory.observations, which is None")
-        expect_shape("observations", trajectory.observations, tuple(trajectory.actions.shape))
-        logprobs, ends, choices = self._tables(trajectory.observations)
+        states = observations_of(trajectory)
+        expect_shape("observations", states, tuple(trajectory.actions.shape))
+        logprobs, ends, choices = self._tables(states)
         places = trajectory.actions[..., None, None].expand(*logprobs.shape[:3], 1)
         taken = logprobs.gather(3, places).squeeze(3)
         marginal, beliefs = marginal_option_logprobs(taken, choices, ends, trajectory.mask)
         entropy = categorical_entropy(torch.logsumexp(beliefs.unsqueeze(3) + logprobs, 2))
-        return Evaluation(marginal, entropy, self.critic[trajectory.observations])
+        return Evaluation(marginal, entropy, self.critic[states])
 
     def beliefs(self, trajectory: Trajectory) -> Tensor:
         """`P(ω_t | y_<t)`, `[B, T, W]`: how much each style is thought to be in force as each token is drawn."""
-        assert trajectory.observations is not None
-        logprobs, ends, choices = self._tables(trajectory.observations)
+        logprobs, ends, choices = self._tables(observations_of(trajectory))
         places = trajectory.actions[..., None, None].expand(*logprobs.shape[:3], 1)
         return marginal_option_logprobs(logprobs.gather(3, places).squeeze(3), choices, ends, trajectory.mask)[1].exp()
 

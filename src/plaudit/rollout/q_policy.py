@@ -5,11 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from plaudit.core.kl import categorical_entropy
 from plaudit.models.q_network import QNetwork
 from plaudit.rollout.control import observation_vectors
 from plaudit.rollout.exploration import boltzmann_logprobs, epsilon_greedy_logprobs, linear_schedule
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of, observations_of
 
 
 class QPolicy(nn.Module):
@@ -82,9 +81,5 @@ class QPolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations.
         """
-        if trajectory.observations is None:
-            raise ValueError("a control policy reads trajectory.observations, which is None")
-        action_values = self.action_values(trajectory.observations)
-        logprobs = self.logprobs(action_values)
-        chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
-        return Evaluation(chosen, categorical_entropy(logprobs), action_values.amax(-1))
+        action_values = self.action_values(observations_of(trajectory))
+        return evaluation_of(self.logprobs(action_values), trajectory.actions, action_values.amax(-1))

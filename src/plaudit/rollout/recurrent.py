@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from plaudit.core.kl import categorical_entropy
 from plaudit.models.recurrent import RecurrentNetwork
 from plaudit.rollout.control import observation_vectors
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of
 
 
 class Unrolled(NamedTuple):
@@ -72,7 +71,8 @@ class RecurrentPolicy(nn.Module):
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Log-probabilities, entropies and values `[B, T]`, with gradients through time from `trajectory.state` on."""
-        return evaluation_of(self.unroll(trajectory).outputs, trajectory.actions)
+        outputs = self.unroll(trajectory).outputs
+        return evaluation_of(torch.log_softmax(outputs.logits, -1), trajectory.actions, outputs.values)
 
     def unroll(self, trajectory: Trajectory) -> Unrolled:
         """The network's outputs at every step and behind it.
@@ -114,10 +114,3 @@ class RecurrentPolicy(nn.Module):
         return Unrolled(
             *(make(*(torch.stack(list(t), 1) for t in zip(*part, strict=True))) for part in (steps, following))
         )
-
-
-def evaluation_of(outputs: Any, actions: Tensor) -> Evaluation:
-    """Log-probabilities of the actions `[B, T]`, entropies and values out of a network's outputs."""
-    logprobs = torch.log_softmax(outputs.logits, -1)
-    chosen = logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return Evaluation(chosen, categorical_entropy(logprobs), outputs.values)

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from plaudit.core.kl import categorical_entropy
 from plaudit.core.reduction import expect_shape
-from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory
+from plaudit.rollout.trajectory import Evaluation, Sampled, Trajectory, evaluation_of, observations_of
 
 
 class TabularPolicy(nn.Module):
@@ -44,9 +43,6 @@ class TabularPolicy(nn.Module):
         Raises:
             ValueError: if the trajectory has no observations `[B, T]`.
         """
-        if trajectory.observations is None:
-            raise ValueError("a tabular policy reads states from trajectory.observations, which is None")
-        expect_shape("observations", trajectory.observations, tuple(trajectory.actions.shape))
-        logprobs = self.logprobs()[trajectory.observations]
-        chosen = logprobs.gather(2, trajectory.actions.unsqueeze(2)).squeeze(2)
-        return Evaluation(chosen, categorical_entropy(logprobs), self.critic[trajectory.observations])
+        states = observations_of(trajectory)
+        expect_shape("observations", states, tuple(trajectory.actions.shape))
+        return evaluation_of(self.logprobs()[states], trajectory.actions, self.critic[states])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from plaudit.core.kl import categorical_entropy
 from plaudit.core.reduction import expect_shape
 
 _PER_STEP = (
@@ -218,6 +219,29 @@ class Evaluation(NamedTuple):
     logprobs: Tensor
     entropy: Tensor
     values: Tensor
+
+
+def observations_of(trajectory: Trajectory) -> Tensor:
+    """The observations that a policy acts on.
+
+    Raises:
+        ValueError: if the trajectory has none.
+    """
+    if trajectory.observations is None:
+        raise ValueError("a policy reads trajectory.observations, which is None")
+    return trajectory.observations
+
+
+def evaluation_of(logprobs: Tensor, actions: Tensor, values: Tensor) -> Evaluation:
+    """What a policy that knows the log-probabilities of all actions says of those that were taken.
+
+    Args:
+        logprobs: `[B, T, A]`, normalised.
+        actions: `[B, T]` int64.
+        values: `[B, T]`.
+    """
+    chosen = logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    return Evaluation(chosen, categorical_entropy(logprobs), values)
 
 
 class Policy(Protocol):
