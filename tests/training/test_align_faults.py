@@ -22,6 +22,7 @@ from plaudit.rollout.text_rollout import collect_text
 from plaudit.rollout.trajectory import Evaluation, Trajectory
 from plaudit.training import align
 from plaudit.training.align_job import AlignJob
+from plaudit.training.align_journal import PHASES
 from plaudit.training.trackers import read_metrics
 from tests.training.conftest import save_tokenizer
 from tests.training.test_align import HELD_OUT, PROMPTS, count_good, run, settings
@@ -179,7 +180,7 @@ def test_times_of_an_iteration_that_was_broken_off_are_those_of_all_its_parts(
         run(settings(tokenizer_path, tmp_path))
     run(settings(tokenizer_path, tmp_path, resume=True))
     for line in (line for line in read_metrics(tmp_path / "metrics.jsonl") if "time/share_update" in line):
-        shares = [line[f"time/share_{name}"] for name in align.PHASES]
+        shares = [line[f"time/share_{name}"] for name in PHASES]
         assert all(0 < share < 1 for share in shares)
         assert 0.5 < sum(shares) <= 1
 

@@ -186,7 +186,7 @@ def test_judgements_are_not_lost_when_learning_from_them_is_stopped(
 
     def stopped(self: Any, *arguments: Any) -> None:
         monkeypatch.setattr(RewardRefresher, "_learn", learn)
-        raise refreshing.RefreshStopped("SIGTERM")
+        raise refreshing.RunStopped("SIGTERM")
 
     monkeypatch.setattr("plaudit.rewards.annotators.QueueAnnotator._ask", answered)
     monkeypatch.setattr(RewardRefresher, "_learn", stopped)
@@ -226,7 +226,7 @@ def test_old_comparisons_go_along(tokenizer_folder: str, tmp_path: Path, monkeyp
     def watched(config: Any, *, train: list[Comparison], model: Any) -> Any:
         seen.append(train)
         model.eval().requires_grad_(False)  # as a stopped refresh leaves it
-        raise refreshing.RefreshStopped("SIGTERM")
+        raise refreshing.RunStopped("SIGTERM")
 
     monkeypatch.setattr(refreshing.reward_training, "main", watched)
     run(refreshed(tokenizer_folder, tmp_path / "run"), fresh_reward(tokenizer_folder))

@@ -12,36 +12,28 @@ from plaudit.configs.algorithm import AlgorithmConfig
 from plaudit.configs.align import AlignConfig
 from plaudit.data.records import Comparison, PromptRecord
 from plaudit.models.causal_lm import CausalLM
-from plaudit.models.reward_model import RewardModel
 from plaudit.rewards.annotators import Annotator
-from plaudit.rewards.base import Reward, as_reward
-from plaudit.rewards.build import build_reward
-from plaudit.rewards.combine import CombinedReward
-from plaudit.rewards.model import ModelReward
 from plaudit.rollout.engine import Engine, require_plain_policy
 from plaudit.rollout.text_policy import TextPolicy
 from plaudit.training.align_build import HEADS, build_learner, build_policy
 from plaudit.training.align_estimate import AlignEstimate, check_replay, estimate_alignment
 from plaudit.training.align_guards import Guards
 from plaudit.training.align_job import AlignJob, fitting_prompts
+from plaudit.training.align_journal import Journal
+from plaudit.training.align_reward import check_unchanged, model_reward_of, open_reward, reward_model_of
 from plaudit.training.folder import check_output, output_folder
 from plaudit.training.messages import say, warn
 from plaudit.training.optimizers import build_optimizer, set_learning_rate
 from plaudit.training.precision import pick_device, threads
 from plaudit.training.processes import Processes
-from plaudit.training.progress import ProgressReport
 from plaudit.training.random_state import seeded
 from plaudit.training.reading import RecordCounts, read_run_prompts
-from plaudit.training.refresh import RefreshStopped, RewardRefresher, build_refresher
+from plaudit.training.refresh import RewardRefresher, build_refresher
 from plaudit.training.results import ENDS, TrainingResult, count_table, save_whole
 from plaudit.training.rollout_workers import RolloutWorkers
 from plaudit.training.schedules import learning_rate_factor, warmup_steps_of
 from plaudit.training.session import Session, records_hash
-from plaudit.training.signals import StopRequest
-from plaudit.training.trackers import JsonlTracker, Trackers
-
-SHOWN = {"reward/mean": "reward", "objective/kl": "KL", "objective/length": "length"}
-PHASES = ("generation", "scoring", "evaluation", "update")
+from plaudit.training.signals import RunStopped, StopRequest
 
 
 def main(
@@ -101,28 +93,7 @@ def main(
         with output_folder(config, Processes(device=job.device)):
             session = Session(config, job.trained, optimizer, data_hash=hashed, parts={"job": job})
             stopped_by = run_iterations(job, session, on_iteration)
-            folder = None
-            if stopped_by in ENDS:
-                folder = save_whole(job.save_model, config.output / "model")
-                if job.refresher is not None:
-                    save_whole(job.refresher.reward.model.save_pretrained, config.output / "reward-model")
-                if not config.quiet:
-                    say(f"align: saved {folder}")
-            job.policy.eval()
-            result = TrainingResult(
-                output=config.output,
-                model_folder=folder,
-                stopped_by=stopped_by,
-                steps=session.state.step,
-                best_step=-1,
-                tokens=session.state.tokens,
-                seconds=time.perf_counter() - started,
-                metrics=session.state.evaluation,
-                records=count_table(**counts),
-                model=job.policy.language_model,
-            )
-            result.write()
-            return result
+            return conclude(job, session, stopped_by, counts, started=started)
 
 
 def prepare(
@@ -179,79 +150,119 @@ def run_iterations(
     job: AlignJob, session: Session, on_iteration: Callable[[int, CausalLM], object] | None = None
 ) -> str:
     """The loop: from where the session stands to the end of the run; returns what ended it."""
-    config, state = job.config, session.state
+    config = job.config
     resumed = config.resume and session.resume()
     state = session.state
     session.write_configuration()
-    step = state.step if resumed else None
     if resumed and not config.quiet:
         say(f"align: going on after iteration {state.step} of {config.iterations}")
     with ExitStack() as stack:
-        trackers = Trackers(config.trackers, config.output, settings=config.model_dump(mode="json"), resume_step=step)
-        stack.callback(trackers.close)
-        samples = JsonlTracker(config.output / "samples.jsonl", resume_step=step)
-        stack.callback(samples.close)
-        progress = ProgressReport(
-            config.iterations, first_step=state.step, every=config.log_every, label="align", quiet=config.quiet
-        )
+        journal = Journal(config, step=state.step, resumed=resumed)
+        stack.callback(journal.close)
         stop = stack.enter_context(StopRequest())
-        stack.enter_context(progress)
-
+        stack.enter_context(journal.progress)
         if config.asynchronous is not None:
             job.rollouts = stack.enter_context(open_workers(job, state.step))
 
-        def asked_to_stop() -> str | None:
-            return stop.requested
-
         while state.step < config.iterations:
-            if (name := asked_to_stop()) is not None:
-                # Before the next answers are sampled, which may take minutes.
-                return break_off(job, session, trackers, name)
-            if job.pending is None and job.refresher is not None and job.refresher.due(state.step):
-                try:
-                    refresh(job, job.refresher, state.step, progress)
-                except RefreshStopped as stopped:
-                    return break_off(job, session, trackers, stopped.signal)
-            factor = schedule_factor(config, state.step)
-            set_learning_rate(session.optimizer, factor)
-            if job.pending is None:
-                job.pending = job.collect(state.step)
-            iteration = job.pending
-            if job.held_out and not state.evaluation:
-                # Not earlier: a reward's running scale knows nothing before the first answers.
-                evaluate(job, session, trackers, progress)
-            going_on = True
-            while going_on and iteration.done < len(iteration.plan):
-                if (name := asked_to_stop()) is not None:
-                    return break_off(job, session, trackers, name)
-                going_on = job.take_step(iteration)
-            metrics = job.finish(iteration)
-            if job.refresher is not None:
-                metrics |= job.refresher.take_metrics()
-            job.pending = None
-            state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
-            job.publish(state.step)
-            state.records += config.prompts_per_iteration * config.samples_per_prompt
-            log(job, session, trackers, progress, metrics, iteration.tokens)
-            for row in iteration.rows:
-                samples.write(state.step, row)
+            try:
+                metrics = run_iteration(job, session, journal, stop)
+            except RunStopped as stopped:
+                return break_off(job, session, journal, stopped.signal)
             if on_iteration is not None:
                 on_iteration(state.step, job.policy.language_model)
-            last = state.step == config.iterations
             guard = job.guards.stop_reason(metrics)
-            if job.held_out and (last or guard or _due(config.evaluate_every, state.step)):
-                evaluate(job, session, trackers, progress)
-            if _due(config.keep_model_every, state.step):
-                save_whole(job.save_model, config.output / "models" / f"{state.step:05d}")
-            if last or guard or _due(config.save_every, state.step):
-                check_unchanged(job)
-                trackers.flush()
-                samples.flush()
-                session.save()
+            keep(job, session, journal, last=state.step == config.iterations or guard is not None)
             if guard:
                 warn(f"stopping after iteration {state.step}: {guard}")
                 return "guard"
     return "iterations"
+
+
+def run_iteration(job: AlignJob, session: Session, journal: Journal, stop: StopRequest) -> dict[str, float]:
+    """Sample and score answers, or take up those of an iteration that was broken off, and learn from them.
+
+    Returns:
+        The metrics of the iteration, which are logged.
+
+    Raises:
+        RunStopped: if a signal came; what has been done so far is `job.pending`.
+    """
+    config, state = job.config, session.state
+    stop.heed()  # before the next answers are sampled, which may take minutes
+    if job.pending is None and job.refresher is not None and job.refresher.due(state.step):
+        refresh(job, job.refresher, state.step, journal)
+    set_learning_rate(session.optimizer, schedule_factor(config, state.step))
+    if job.pending is None:
+        job.pending = job.collect(state.step)
+    iteration = job.pending
+    if job.held_out and not state.evaluation:
+        # Not earlier: a reward's running scale knows nothing before the first answers.
+        evaluate(job, session, journal)
+    going_on = True
+    while going_on and iteration.done < len(iteration.plan):
+        stop.heed()
+        going_on = job.take_step(iteration)
+    metrics = job.finish(iteration)
+    if job.refresher is not None:
+        metrics |= job.refresher.take_metrics()
+    job.pending = None
+    state.step, state.tokens = state.step + 1, state.tokens + iteration.tokens
+    job.publish(state.step)
+    state.records += config.prompts_per_iteration * config.samples_per_prompt
+    rate = session.optimizer.param_groups[0]["lr"]
+    journal.log(state.step, iteration, metrics, rate=rate, tokens=state.tokens)
+    for text in job.guards.look(metrics):
+        warn(f"iteration {state.step}: {text}")
+    return metrics
+
+
+def keep(job: AlignJob, session: Session, journal: Journal, *, last: bool) -> None:
+    """After an iteration: evaluate, keep the policy and save a checkpoint, where it is time for that."""
+    config, step = job.config, session.state.step
+    if job.held_out and (last or _due(config.evaluate_every, step)):
+        evaluate(job, session, journal)
+    if _due(config.keep_model_every, step):
+        save_whole(job.save_model, config.output / "models" / f"{step:05d}")
+    if last or _due(config.save_every, step):
+        check_unchanged(job.reward)
+        journal.flush()
+        session.save()
+
+
+def conclude(
+    job: AlignJob, session: Session, stopped_by: str, counts: dict[str, RecordCounts], *, started: float
+) -> TrainingResult:
+    """Save the policy where the run has come to its end, and write what came of it.
+
+    Args:
+        job, session: of the run.
+        stopped_by: what ended it.
+        counts: by kind of record.
+        started: the clock (`time.perf_counter`) when it began.
+    """
+    config, folder = job.config, None
+    if stopped_by in ENDS:
+        folder = save_whole(job.save_model, config.output / "model")
+        if job.refresher is not None:
+            save_whole(job.refresher.reward.model.save_pretrained, config.output / "reward-model")
+        if not config.quiet:
+            say(f"align: saved {folder}")
+    job.policy.eval()
+    result = TrainingResult(
+        output=config.output,
+        model_folder=folder,
+        stopped_by=stopped_by,
+        steps=session.state.step,
+        best_step=-1,
+        tokens=session.state.tokens,
+        seconds=time.perf_counter() - started,
+        metrics=session.state.evaluation,
+        records=count_table(**counts),
+        model=job.policy.language_model,
+    )
+    result.write()
+    return result
 
 
 def open_workers(job: AlignJob, step: int) -> RolloutWorkers:
@@ -265,48 +276,24 @@ def open_workers(job: AlignJob, step: int) -> RolloutWorkers:
     return workers
 
 
-def evaluate(job: AlignJob, session: Session, trackers: Trackers, progress: ProgressReport) -> None:
+def evaluate(job: AlignJob, session: Session, journal: Journal) -> None:
     """Answer the held-out prompts and log what they earn."""
-    found = job.evaluate(session.state.step)
-    session.state.evaluation = found
-    trackers.log(session.state.step, {f"eval/{name}": value for name, value in found.items()})
-    shown = ", ".join(f"{name} {found[key]:.4g}" for key, name in SHOWN.items() if key in found)
-    progress.note(f"iteration {session.state.step}, held out: {shown}")
+    session.state.evaluation = job.evaluate(session.state.step)
+    journal.log_evaluation(session.state.step, session.state.evaluation)
 
 
-def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, progress: ProgressReport) -> None:
+def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, journal: Journal) -> None:
     """Have some of the policy's answers judged, let the reward model learn from that, and say what it cost."""
-    check_unchanged(job)
+    check_unchanged(job.reward)
     found = refresher.refresh(job.text_policy, job.prompts, job.prompt_ids, iteration)
     shown = ""
     if "refresh/accuracy_after" in found:
         before, after = 100 * found["refresh/accuracy_before"], 100 * found["refresh/accuracy_after"]
         shown = f"; orders {before:.0f} % of their pairs alike before learning, {after:.0f} % after"
-    progress.note(
+    journal.progress.note(
         f"iteration {iteration}, refresh: {found['refresh/comparisons']:.0f} of {found['refresh/asked']:.0f} judged, "
         f"{refresher.labels} of {refresher.settings.budget} in all{shown}"
     )
-
-
-def log(
-    job: AlignJob,
-    session: Session,
-    trackers: Trackers,
-    progress: ProgressReport,
-    metrics: dict[str, float],
-    tokens: int,
-) -> None:
-    """Write the metrics of an iteration, show the main ones, and warn of what goes bad."""
-    state = session.state
-    total = max(metrics["time/iteration"], 1e-9)
-    shares = {f"time/share_{name}": metrics.get(f"time/{name}", 0.0) / total for name in PHASES}
-    entry = {"learning_rate": session.optimizer.param_groups[0]["lr"], "num_tokens": float(state.tokens)}
-    shown = {name: metrics[key] for key, name in SHOWN.items() if key in metrics}
-    shown |= {f"% {name}": 100 * shares[f"time/share_{name}"] for name in PHASES}
-    clock = progress.update(state.step, tokens=tokens, metrics=shown)
-    trackers.log(state.step, {**metrics, **entry, **shares, **clock})
-    for text in job.guards.look(metrics):
-        warn(f"iteration {state.step}: {text}")
 
 
 def warn_of_penalty(config: AlignConfig) -> None:
@@ -321,17 +308,11 @@ def warn_of_penalty(config: AlignConfig) -> None:
         )
 
 
-def check_unchanged(job: AlignJob) -> None:
-    """See that the models among the rewards are what they were."""
-    if (check := getattr(job.reward, "check", None)) is not None:
-        check()
-
-
-def break_off(job: AlignJob, session: Session, trackers: Trackers, signal: str) -> str:
+def break_off(job: AlignJob, session: Session, journal: Journal, signal: str) -> str:
     """Save the run as it stands, in the middle of an iteration, and say how to go on."""
-    check_unchanged(job)
+    check_unchanged(job.reward)
     path = session.save()
-    trackers.flush()
+    journal.flush()
     say(f"align: stopped by {signal} in iteration {session.state.step + 1}; go on with --resume ({path})")
     return signal
 
@@ -346,52 +327,6 @@ def schedule_factor(config: AlignConfig, iteration: int) -> float:
         warmup_steps=warmup_steps_of(settings.warmup, config.iterations),
         final_fraction=settings.final_fraction,
     )
-
-
-def open_reward(config: AlignConfig, handed: Any = None, *, device: str | None = None) -> Reward:
-    """The reward of a run, configured (and then on `device`) or handed over.
-
-    Raises:
-        ValueError: if there is none, or one in two places.
-    """
-    wanted = config.reward_config()
-    if (wanted is None) == (handed is None):
-        problem = "no reward is configured" if handed is None else "a reward is configured and one was handed over"
-        raise ValueError(f"reward: {problem}; name one, for example --reward runs/reward/model")
-    return build_reward(wanted, device=device) if wanted is not None else as_reward(handed)
-
-
-def reward_model_of(reward: Any) -> RewardModel:
-    """The first reward model among the parts of a reward, to start a critic from.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if (found := _first_model(reward)) is None:
-        raise ValueError(
-            "critic_start: reward needs a reward model among the rewards; start the critic from the policy"
-        )
-    return found.model
-
-
-def model_reward_of(reward: Any) -> ModelReward:
-    """The same with what freezes it, to be refreshed.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if (found := _first_model(reward)) is None:
-        raise ValueError("refresh_reward: there is no reward model among the rewards that could learn")
-    return found
-
-
-def _first_model(reward: Any) -> ModelReward | None:
-    if isinstance(reward, ModelReward):
-        return reward
-    if isinstance(reward, CombinedReward):
-        return next((found for part in reward.rewards.values() if (found := _first_model(part)) is not None), None)
-    inner = getattr(reward, "reward", None)
-    return None if inner is None else _first_model(inner)
 
 
 def _due(every: int | None, step: int) -> bool:

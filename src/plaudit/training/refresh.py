@@ -38,21 +38,10 @@ from plaudit.training.normalisation import score_statistics, texts_by_prompt
 from plaudit.training.objectives import ABSOLUTE_LOSSES, loss_of
 from plaudit.training.reading import source_configs
 from plaudit.training.results import ENDS
+from plaudit.training.signals import RunStopped
 
 ANCHORS = 64
 """Records by whose completions the zero of the scale is held when the reward model learns."""
-
-
-class RefreshStopped(Exception):
-    """A signal came while the reward model was learning; it is as it was before that refresh.
-
-    Attributes:
-        signal: its name.
-    """
-
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
-        self.signal = signal
 
 
 @dataclass
@@ -117,7 +106,7 @@ class RewardRefresher:
             model orders as they were judged.
 
         Raises:
-            RefreshStopped: if a signal came.
+            RunStopped: if a signal came while the reward model was learning; it is as it was before.
         """
         seed = int(np.random.SeedSequence([self.config.seed, 0x4EF4, iteration]).generate_state(1)[0])
         questions = self._questions(policy, prompts, ids, iteration, seed)
@@ -128,7 +117,7 @@ class RewardRefresher:
             metrics["refresh/accuracy_before"] = self.accuracy(judged)
             try:
                 self._learn(judged, iteration, seed)
-            except RefreshStopped:
+            except RunStopped:
                 # What was not learned from has to be handed out again when the run goes on.
                 if before:
                     self.annotator.load_state_dict(before)  # type: ignore[attr-defined]
@@ -250,7 +239,7 @@ class RewardRefresher:
         if result.stopped_by not in ENDS:
             model.load_state_dict(before)
             self.reward.renew()
-            raise RefreshStopped(result.stopped_by)
+            raise RunStopped(result.stopped_by)
         if anchor:
             model.normalisation_mean += _level(model, anchor) - level
         self.reward.renew()

@@ -8,6 +8,18 @@ from typing import Self
 from plaudit.training.messages import say
 
 
+class RunStopped(Exception):
+    """A signal asks the run to stop here, where it can be saved.
+
+    Attributes:
+        signal: its name.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 class StopRequest:
     """A context in which the first SIGTERM or SIGINT sets `requested` to the signal's name and a second one kills.
 
@@ -36,6 +48,15 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def heed(self) -> None:
+        """Stop here if there was a signal.
+
+        Raises:
+            RunStopped: if there was one.
+        """
+        if self.requested is not None:
+            raise RunStopped(self.requested)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
