@@ -206,6 +206,7 @@ def test_replays_after_a_fresh_batch_are_poisson(ratio):
     for _ in range(400):
         prepared = algorithm.prepare(fresh)
         counts.append(prepared.metrics["replay/updates"])
+        assert bool(prepared.metrics["replay/answers"]) == bool(ratio)  # what is never replayed is not kept
         assert [len(rows) for rows in algorithm.minibatches(prepared)] == [3] * (1 + int(counts[-1]))
     # Within four standard errors: sqrt(λ/n) of the mean, about sqrt((λ + 2 λ²)/n) of the variance.
     assert abs(np.mean(counts) - ratio) <= 4 * math.sqrt(ratio / 400)
@@ -287,7 +288,7 @@ def test_what_follows_a_step_is_the_next_one_or_the_final_observation():
 
 
 def test_the_average_policy_follows_slowly():
-    agent = echo_agent(average_decay=0.9, replay_ratio=0.0)
+    agent = echo_agent(average_decay=0.9, replay_ratio=0.0, learning_starts=1000)
     before = [value.clone() for value in agent.average.actor.parameters()]
     collector = Collector(make_environments(Echo, 8), seed=0)
     agent.update(collector.collect(agent.policy, 16))

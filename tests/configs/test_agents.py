@@ -117,6 +117,11 @@ def test_a_policy_gradient_that_plays_stands_for_what_the_zoo_sets() -> None:
         (("dqn", "--algorithm.priority-exponent", "0.9"), "priority_exponent: 0.9 needs prioritised"),
         (("dqn", "--algorithm.polyak", "0.1", "--algorithm.target-every", "50"), "target_every: 50 is for hard copies"),
         (("acer", "--algorithm.trust-region", "none", "--algorithm.average-decay", "0.9"), "without a trust_region"),
+        (
+            ("acer", "--algorithm.replay-ratio", "0", "--algorithm.buffer-size", "9"),
+            "buffer_size: 9 has no effect with",
+        ),
+        (("dqn", "--algorithm.hidden", "[]"), "hidden: "),
         (("dyna", "--algorithm.threshold", "0.1"), "threshold: 0.1 is for planning: prioritised"),
         (("world_model", "--algorithm.code-size", "4"), "code_size: 4 has no effect with encoder: plain"),
         (("world_model", "--algorithm.pixel-scale", "2"), "pixel_scale: 2.0 is for pictures"),

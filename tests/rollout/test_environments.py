@@ -7,6 +7,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 
 from plaudit.core.returns import discounted_returns
+from plaudit.models.control import ActorCriticNetwork
+from plaudit.rollout.control import ControlPolicy
 from plaudit.rollout.dialogue import DialogueMDP
 from plaudit.rollout.environments import (
     Collector,
@@ -193,6 +195,30 @@ def test_evaluation_counts_long_and_short_environments_alike():
     policy = Script([1] * 40, [0] * 40)
     returns = evaluate_policy(Clock, policy, num_episodes=5, num_environments=2)
     assert returns == [1, 10, 11, 50, 21]
+
+
+class Round(gymnasium.Env):
+    """Pays 1 a step and never ends."""
+
+    observation_space, action_space = spaces.Discrete(1), spaces.Discrete(2)
+
+    def reset(self, **options):
+        super().reset(**options)
+        return np.int64(0), {}
+
+    def step(self, action):
+        return np.int64(0), 1.0, False, False, {}
+
+
+def test_an_evaluation_ends_where_episodes_do_not():
+    policy = ControlPolicy(ActorCriticNetwork(1, 2), greedy=True)
+    assert evaluate_policy(Round, policy, num_episodes=3, num_environments=2, episode_limit=7) == [7.0, 7.0, 7.0]
+    cart = ControlPolicy(ActorCriticNetwork(4, 2), greedy=True)
+    plain = evaluate_policy("CartPole-v1", cart, num_episodes=4)
+    # A limit of its own stands, whatever is said of environments without one.
+    assert evaluate_policy("CartPole-v1", cart, num_episodes=4, episode_limit=5) == plain
+    assert min(plain) > 5
+    assert evaluate_policy("CartPole-v1", cart, num_episodes=2, max_episode_steps=3) == [3.0, 3.0]
 
 
 def test_faults_are_named():

@@ -221,9 +221,49 @@ def test_an_environment_that_does_not_fit_is_a_fault_of_the_user(tmp_path):
         make_environments("CartPole-v9", 1)
     with pytest.raises(ValueError, match="env_options: color: "):
         make_environments("CartPole-v1", 1, color="red")
+    for options, fault in (
+        ({"env": "CartPole-v9"}, "env: Environment version v9"),
+        ({"env": "CartPole-v1", "env_options": {"color": "red"}}, "env_options: color: "),
+        ({"env": "Pendulum-v1"}, "env: Box or Discrete"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            prepare(config(tmp_path, video=True, **options))
     folder = tmp_path / "run"
     main(load_config(GymConfig, overrides=SMALL | {"total_steps": 60, "output": folder}))
     with pytest.raises(
         ValueError, match="MountainCar-v0 has 2 observations and 3 actions, but this agent learned in Ca"
     ):
         main(load_config(GymConfig, overrides={"evaluate": folder, "env": "MountainCar-v0", "episodes": 1}))
+
+
+def test_an_environment_without_a_time_limit_is_named_and_evaluated_all_the_same(tmp_path, capsys):
+    options = {"env": "CliffWalking-v1", "algorithm": {"name": "dyna"}, "total_steps": 10, "evaluate_every": 10}
+    result = main(config(tmp_path, **options, episodes=2, episode_limit=20, quiet=False))
+    assert "CliffWalking-v1 has no time limit; episodes of evaluations are cut off after 20" in capsys.readouterr().err
+    assert -20 * 100 <= result.metrics["return"] <= -13
+    assert len(main(load_config(GymConfig, overrides={"evaluate": tmp_path / "run", "episodes": 1}
+                                | {"episode_limit": 20}))) == 1  # fmt: skip
+
+
+def test_options_of_an_agent_s_environment_are_not_another_one_s(tmp_path):
+    options = {"env": "FrozenLake-v1", "env_options": {"map_name": "4x4"}, "algorithm": {"name": "dyna"}}
+    folder = main(config(tmp_path, **options | {"total_steps": 5, "episodes": 1})).output
+    saved = {"evaluate": folder, "episodes": 1}
+    with pytest.raises(ValueError, match="env: Taxi-v4 has 500 observations"):
+        main(load_config(GymConfig, overrides=saved | {"env": "Taxi-v4"}))
+    with pytest.raises(ValueError, match=r"FrozenLake-v1 has 64 observations.*leave env and env_options out"):
+        main(load_config(GymConfig, overrides=saved | {"env_options": {"map_name": "8x8"}}))
+
+
+def test_a_run_that_ends_before_it_learns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"total_steps: 50 ends before anything is learned.*learning_starts is 50"):
+        config(tmp_path, total_steps=50)
+    config(tmp_path, total_steps=51)  # rounds are whole: 100 are played
+    assert load_config(GymConfig, overrides={"evaluate": tmp_path, "total_steps": 1}).evaluate == tmp_path
+
+
+def test_a_finished_run_may_go_on_with_a_video_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(gym_video, "find_spec", lambda name: None)
+    main(config(tmp_path, env="TestPainted-v0", total_steps=100))
+    main(config(tmp_path, env="TestPainted-v0", total_steps=100, resume=True, video=True, episodes=1, episode_limit=9))
+    assert (tmp_path / "run" / "video" / "agent.gif").is_file()

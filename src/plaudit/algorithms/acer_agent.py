@@ -54,7 +54,8 @@ class AcerAgent:
         trajectory = without_stale_columns(trajectory)
         self.steps_seen += trajectory.num_rows * trajectory.num_steps
         taken = [self._step(trajectory)]
-        self.replay.add(trajectory)
+        if config.replay_ratio:
+            self.replay.add(trajectory)
         replays = 0
         if config.replay_ratio and self.steps_seen >= config.learning_starts:
             replays = int(torch.poisson(torch.tensor(config.replay_ratio), generator=self.generator))

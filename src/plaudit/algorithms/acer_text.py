@@ -67,7 +67,8 @@ class AcerText:
             raise NonFiniteError(f"update {self.num_updates}: a reward is not finite, so nothing was learned from it")
         fresh = self.with_distributions(trajectory)
         rows = self._rows_per_step = fresh.num_rows
-        self.replay.add(fresh)
+        if self.config.replay_ratio:
+            self.replay.add(fresh)
         replays = int(torch.poisson(torch.tensor(self.config.replay_ratio), generator=self.generator))
         drawn = [self.replay.sample(rows, generator=self.generator) for _ in range(replays)]
         parts = [fresh, *(each.to(fresh.mask.device) for each in drawn)]

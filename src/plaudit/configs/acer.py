@@ -65,6 +65,12 @@ class AcerConfig(AcerOptions):
     hidden: tuple[int, ...] = (64, 64)
     """Sizes of the hidden layers of actor and critic."""
 
+    @model_validator(mode="after")
+    def _check_replay(self) -> "AcerConfig":
+        if not self.replay_ratio:
+            refuse_unused(self, ("buffer_size", "learning_starts"), "has no effect with replay_ratio: 0")
+        return self
+
 
 class AcerTextConfig(AcerOptions):
     """ACER on text: answers of earlier iterations are learned from again, with the penalty of the policy as it is now.
@@ -88,6 +94,12 @@ class AcerTextConfig(AcerOptions):
     behaviour_tokens: int | None = Field(default=None, gt=0)
     """How many of the likeliest tokens of each step's distribution are remembered, 12 bytes each; the others get no
     correction for truncated weights. None remembers the whole vocabulary, which is exact."""
+
+    @model_validator(mode="after")
+    def _check_replay(self) -> "AcerTextConfig":
+        if not self.replay_ratio:
+            refuse_unused(self, ("buffer_size",), "has no effect with replay_ratio: 0")
+        return self
 
     @property
     def needs_critic(self) -> bool:

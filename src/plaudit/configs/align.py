@@ -241,7 +241,7 @@ class AlignConfig(RunConfig):
         if not isinstance(algorithm, AcerTextConfig):
             return
         answers = self.prompts_per_iteration * self.samples_per_prompt
-        if answers > algorithm.buffer_size:
+        if algorithm.replay_ratio and answers > algorithm.buffer_size:
             raise ValueError(
                 f"algorithm.buffer_size: {algorithm.buffer_size} answers are remembered, but an iteration has {answers}"
             )

@@ -31,6 +31,9 @@ class GymConfig(FolderConfig):
     """Folder of a saved agent: play with it and train nothing; `env` is that of the agent if not given."""
     episodes: int = Field(default=20, gt=0)
     """Episodes of each evaluation, played without exploration."""
+    episode_limit: int = Field(default=3000, gt=0)
+    """Steps after which an episode of an evaluation is cut off, in an environment that has no time limit: an agent that
+    does not explore may go in a circle for ever."""
     video: bool = False
     """Record one episode of the trained agent, where the environment renders pictures."""
 
@@ -50,6 +53,18 @@ class GymConfig(FolderConfig):
     def _check_gym(self) -> "GymConfig":
         if self.evaluate is not None and self.resume:
             raise ValueError("evaluate plays with a saved agent and resume goes on training: give one of them")
+        if isinstance(self.algorithm, QLearningConfig) and self.evaluate is None:
+            self._check_learning_starts(self.algorithm)
         if self.bonus is not None and self.algorithm.name == "a3c":
             raise ValueError("bonus: what is new would have to be known to all workers of a3c; use a2c")
         return self
+
+    def _check_learning_starts(self, algorithm: QLearningConfig) -> None:
+        """A run that ends before it has begun to learn would save what its weights were at first."""
+        each = algorithm.num_environments * algorithm.rollout_steps
+        played = -(-self.total_steps // each) * each
+        if played <= algorithm.learning_starts:
+            raise ValueError(
+                f"total_steps: {self.total_steps} ends before anything is learned, since algorithm.learning_starts is "
+                f"{algorithm.learning_starts}: play longer, or begin earlier"
+            )

@@ -28,8 +28,8 @@ class QLearningConfig(Config):
     """γ, by which a reward counts less for each step that it lies ahead."""
     num_steps: int = Field(default=1, gt=0)
     """n of n-step targets. Above 1 they are off-policy without a correction, which is usual and not exact."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Sizes of the hidden layers."""
+    hidden: tuple[int, ...] = Field(default=(256, 256), min_length=1)
+    """Sizes of the hidden layers, one at least."""
     dueling: bool = False
     """Split the last layer into a value and advantages of mean 0."""
     huber_threshold: float = Field(default=1.0, gt=0)

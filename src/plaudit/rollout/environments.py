@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from plaudit.rollout.dialogue import DialogueMDP
@@ -20,6 +21,9 @@ from plaudit.rollout.token_mdp import TokenMDP
 from plaudit.rollout.trajectory import StatefulPolicy, StepPolicy, Trajectory, new_trajectory
 
 MakeEnvironment = Callable[[], gymnasium.Env[Any, Any]]
+
+EPISODE_LIMIT = 3000
+"""Steps after which an episode that is only watched is cut off, where nothing else would."""
 
 
 class TokenMDPEnvironment(gymnasium.Env[np.int64, np.int64]):
@@ -125,7 +129,7 @@ def make_environments(name: str | MakeEnvironment, num_environments: int, **opti
     seen, done = environments.single_observation_space, environments.single_action_space
     if not isinstance(seen, spaces.Box | spaces.Discrete) or not isinstance(done, spaces.Discrete):
         environments.close()
-        raise ValueError(f"Box or Discrete observations and Discrete actions are needed, got {seen} and {done}")
+        raise ValueError(f"env: Box or Discrete observations and Discrete actions are needed, got {seen} and {done}")
     return environments
 
 
@@ -245,6 +249,11 @@ def _from_space(space: spaces.Space[Any], observations: Any) -> Tensor:
     return found - int(space.start) if isinstance(space, spaces.Discrete) else found.float()
 
 
+def has_time_limit(environment: gymnasium.Env[Any, Any]) -> bool:
+    """Whether Gymnasium cuts off the environment's episodes. One that does so by itself says nothing of it."""
+    return environment.spec is not None and environment.spec.max_episode_steps is not None
+
+
 def evaluate_policy(
     name: str | MakeEnvironment,
     policy: StepPolicy,
@@ -252,6 +261,7 @@ def evaluate_policy(
     num_episodes: int,
     seed: int = 0,
     num_environments: int = 8,
+    episode_limit: int = EPISODE_LIMIT,
     **options: Any,
 ) -> list[float]:
     """Returns (undiscounted) of whole episodes that begin fresh.
@@ -264,10 +274,17 @@ def evaluate_policy(
         num_episodes: at least this many are played, exactly this many are returned.
         seed: of environments and actions.
         num_environments: how many play side by side.
+        episode_limit: steps after which an episode is cut off where the environment has no time limit: a policy that
+            acts without chance may go in a circle for ever.
         **options: for `gymnasium.make`.
     """
+
+    def make() -> gymnasium.Env[Any, Any]:
+        environment = name() if callable(name) else gymnasium.make(name, **options)
+        return environment if has_time_limit(environment) else TimeLimit(environment, episode_limit)
+
     each = -(-num_episodes // num_environments)
-    collector = Collector(make_environments(name, num_environments, **options), seed=seed)
+    collector = Collector(make_environments(make, num_environments), seed=seed)
     played: list[list[float]] = [[] for _ in range(num_environments)]
     running = np.zeros(num_environments)
     while min(map(len, played)) < each:

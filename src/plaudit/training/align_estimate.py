@@ -143,7 +143,7 @@ def _manager_judged(job: AlignJob, prepared: Prepared) -> torch.Tensor:
 def replay_bytes(config: AlignConfig, vocabulary: int) -> int:
     """Bytes of the distributions that are remembered with answers, when the memory is full and answers are long."""
     algorithm = config.algorithm
-    if not isinstance(algorithm, AcerTextConfig):
+    if not isinstance(algorithm, AcerTextConfig) or not algorithm.replay_ratio:
         return 0
     kept = algorithm.behaviour_tokens
     # A float32 each, in the vocabulary's order; of a part of it, its numbers too.

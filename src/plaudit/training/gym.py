@@ -22,7 +22,7 @@ from plaudit.algorithms.curious import CuriousAgent, build_bonus
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.base import dump_config
 from plaudit.configs.gym import GymConfig
-from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
+from plaudit.rollout.environments import Collector, evaluate_policy, has_time_limit, make_environments
 from plaudit.training.checkpoints import load_last_good, prune_checkpoints, save_checkpoint
 from plaudit.training.folder import check_output, output_folder
 from plaudit.training.gym_agents import check_fits, load_agent, save_agent
@@ -190,16 +190,31 @@ def main(config: GymConfig, *, dry_run: bool = False) -> GymResult | list[float]
 
 def prepare(config: GymConfig) -> GymJob:
     """Make the environments and the agent that fits them."""
+    sizes = look_at(config, config.env, config.env_options)
     if config.video:
         check_video(config.env, **config.env_options)
-    trial = make_environments(config.env, 1, **config.env_options)
-    sizes = task_sizes(trial)
-    trial.close()
     agent = build_agent(config.algorithm, sizes, total_steps=config.total_steps, seed=config.seed)
     if config.bonus is not None:
         agent = CuriousAgent(agent, build_bonus(config.bonus, sizes, seed=config.seed))
     environments = make_environments(config.env, agent.num_environments, **config.env_options)
     return GymJob(config, agent, sizes, Collector(environments, seed=config.seed))
+
+
+def look_at(config: GymConfig, env: str, options: dict[str, Any]) -> TaskSizes:
+    """The sizes of an environment; says so where its episodes have no time limit.
+
+    Raises:
+        ValueError: see `make_environments`.
+    """
+    environments = make_environments(env, 1, **options)
+    sizes, limited = task_sizes(environments), has_time_limit(environments.envs[0])
+    environments.close()
+    if not limited and not config.quiet:
+        say(
+            f"gym: {env} has no time limit; episodes of evaluations are cut off after {config.episode_limit} steps "
+            "(episode_limit), those of training with env_options.max_episode_steps alone"
+        )
+    return sizes
 
 
 def run_updates(job: GymJob) -> str:
@@ -316,6 +331,7 @@ def evaluate(job: GymJob, progress: ProgressReport) -> dict[str, float]:
         num_episodes=config.episodes,
         seed=config.seed + EVALUATION_SEED,
         num_environments=min(8, config.episodes),
+        episode_limit=config.episode_limit,
         **config.env_options,
     )
     job.metrics = {"return": mean(returns), "return_deviation": pstdev(returns)}
@@ -348,17 +364,17 @@ def play(config: GymConfig, folder: Path) -> list[float]:
     """Play with a saved agent and say what it earned; with `config.video` record an episode into its folder."""
     saved = load_agent(folder)
     env = config.env if "env" in config.model_fields_set else saved.env
-    options = config.env_options or saved.env_options
+    # Another environment does not have the options of the agent's own.
+    options = config.env_options or (saved.env_options if env == saved.env else {})
     with seeded(config.seed), threads(config.threads):
-        environments = make_environments(env, 1, **options)
-        check_fits(saved, task_sizes(environments), env)
-        environments.close()
+        check_fits(saved, look_at(config, env, options), env)
         returns = evaluate_policy(
             env,
             saved.policy,
             num_episodes=config.episodes,
             seed=config.seed + EVALUATION_SEED,
             num_environments=min(8, config.episodes),
+            episode_limit=config.episode_limit,
             **options,
         )
     sys.stdout.write(f"{saved.config.name} in {env}: {summary(returns)}\n")

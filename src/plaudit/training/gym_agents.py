@@ -94,6 +94,6 @@ def check_fits(saved: SavedAgent, sizes: TaskSizes, env: str) -> None:
     if saved.sizes != sizes:
         raise ValueError(
             f"env: {env} has {sizes.observation_size} observations and {sizes.num_actions} actions, but this agent "
-            f"learned in {saved.env} with {saved.sizes.observation_size} and {saved.sizes.num_actions}; leave env out "
-            "to play there"
+            f"learned in {saved.env} with {saved.sizes.observation_size} and {saved.sizes.num_actions}; leave env and "
+            "env_options out to play there"
         )

@@ -41,6 +41,10 @@ FREE_KEYS = frozenset(
         "threads",
         "parallel",
         "process_timeout",
+        # What is only watched.
+        "episodes",
+        "episode_limit",
+        "video",
     }
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations", "total_steps"})
