@@ -7,7 +7,7 @@
 #   make bench-quick  a few ratios beside those recorded last (3 minutes)
 #   make study-grouped  docs/studies/grouped-vs-shuffled.md anew (two hours; goes on where it was stopped)
 #   make study-alignment  docs/studies/alignment.md anew (three hours of one core; goes on where it was stopped)
-#   make study-families  docs/studies/families.md anew (an hour of one core; goes on where it was stopped)
+#   make study-families  docs/studies/families.md anew (two hours of one core; goes on where it was stopped)
 #   make docs      the manual, into site/
 
 VENV ?= .venv
@@ -69,12 +69,13 @@ study-grouped: $(STAMP)
 	$(BIN)/python studies/grouped_vs_shuffled.py table
 
 study-alignment: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms critic families ablations
+	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run algorithms critic ablations
 	OMP_NUM_THREADS=1 $(BIN)/python studies/alignment.py run reward-models --seeds 0 1 2
 	$(BIN)/python studies/alignment.py table
 
 study-families: $(STAMP)
 	for action in tune run table; do OMP_NUM_THREADS=1 $(BIN)/python studies/families.py $$action || exit 1; done
+	for action in run table; do $(BIN)/python studies/families_world.py $$action || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

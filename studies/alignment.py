@@ -1,6 +1,6 @@
 """Algorithms and reward models side by side on the built-in world: the study behind docs/studies/alignment.md.
 
-    python studies/alignment.py run algorithms critic families
+    python studies/alignment.py run algorithms critic
     python studies/alignment.py run ablations reward-models --seeds 0 1 2 3 4
     python studies/alignment.py --output runs/studies/alignment-rates run rloo grpo --seeds 10 --rates 3e-4 1e-3
     python studies/alignment.py table
@@ -10,14 +10,14 @@ rankings, reward model (once; a folder that a demo has left may stand at `<outpu
 comes every run below that has no result yet: what was stopped goes on where it was. Every run draws the same number of
 answers. Several `run`s may go on side by side, for seeds or runs of their own: a world that one of them makes others
 wait for. `table` writes tables, plots and JSON (`alignment_report.py`). Runs have names, to be asked for one by one:
-best-of-n, ppo, ppo-loo, rloo, grpo, reinforce, acer, no-kl, no-whitening and those of `arms()`.
+best-of-n, ppo, ppo-loo, rloo, grpo, reinforce, acer, no-kl, no-whitening and those of `arms()`; all that are families
+of algorithms have a study of their own, `families_world.py`.
 """
 
 import argparse
 import fcntl
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -31,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from costs import peak_memory, processor_seconds
 
 from plaudit.configs.align import AlignConfig
 from plaudit.configs.demo import DemoConfig
@@ -281,7 +282,8 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
     """One run of the study: what it earns on its way, where it ends, and how long it took."""
     arm = ARMS[name]
     scorer, held_out = reward_model(run, arm.reward)
-    start, begun = start_model(run), processor_seconds()
+    start = start_model(run)
+    begun, begun_wall = processor_seconds(), time.monotonic()
     clock: list[float] = []
     folder = output / "aligning" / f"{run.config.seed}-{name}-{rate:g}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -315,7 +317,7 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
         )
     if not result.complete:
         sys.exit(result.exit_code)  # Stopped by a signal: half a run is no result.
-    seconds = processor_seconds() - begun
+    cost = {"seconds": processor_seconds() - begun, "wall": time.monotonic() - begun_wall, "memory": peak_memory()}
     steps = [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward/gold" in entry]
     path = [
         {"kl": entry["objective/kl"], "gold": entry["reward/gold"], "seconds": spent}
@@ -325,13 +327,7 @@ def align_once(output: Path, run: pipeline.DemoRun, name: str, rate: float) -> d
     found = measure(run, result.model, start, name, TEST_SAMPLES)
     shutil.rmtree(folder)
     end = {"kl": found["kl"], "gold": float(found["gold"].mean())}
-    return {"accuracy": held_out, "path": path, "end": end, "seconds": seconds}
-
-
-def processor_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return {"accuracy": held_out, "path": path, "end": end} | cost
 
 
 def values_from_zero() -> Any:

@@ -64,28 +64,12 @@ def gold_at(run: Mapping[str, Any], kl: float, start: float) -> float | None:
     return None
 
 
-def gold_after(run: Mapping[str, Any], seconds: float, start: float) -> float | None:
-    """Gold reward after so much processor time, on straight lines through the windows of a run; None if it has no way.
-
-    A window's point is the mean of its iterations in both; the end of the run is its own point.
-    """
-    way = [(point["seconds"], point["gold"]) for point in run["path"] if "seconds" in point]
-    if len(way) < WINDOW:
-        return None
-    windows = [np.mean(way[start : start + WINDOW], 0) for start in range(0, len(way) - WINDOW + 1, WINDOW)]
-    points = [(0.0, start), *map(tuple, windows), (run["seconds"], run["end"]["gold"])]
-    return float(np.interp(seconds, *zip(*points, strict=True)))
-
-
-def row_of(name: str, runs: Runs, seconds: float = 0.0) -> dict[str, Any]:
-    """What the table says of an arm, gold as the gain over the start of the same seed; also after `seconds`."""
+def row_of(name: str, runs: Runs) -> dict[str, Any]:
+    """What the table says of an arm, gold as the gain over the start of the same seed."""
     starts = {seed: one["path"][0]["gold"] for seed, one in runs["best-of-n"].items()}
     own = {seed: one for seed, one in runs[name].items() if seed in starts}
     measured = "accuracy" in next(iter(own.values()))
     at = [g - starts[s] for s, one in own.items() if (g := gold_at(one, EQUAL_KL, starts[s])) is not None]
-    # What other processes spend is known at the end of a run alone.
-    clocked = own if seconds and name in ARMS and "asynchronous" not in ARMS[name].options else {}
-    timed = [g - starts[s] for s, one in clocked.items() if (g := gold_after(one, seconds, starts[s])) is not None]
     beside = runs.get(BESIDE, {})
     paired = [one["end"]["gold"] - beside[seed]["end"]["gold"] for seed, one in own.items() if seed in beside]
     return {
@@ -95,7 +79,6 @@ def row_of(name: str, runs: Runs, seconds: float = 0.0) -> dict[str, Any]:
         "beside": interval(paired) if len(paired) > 1 and name != BESIDE else None,
         "kl": interval([one["end"]["kl"] for one in own.values()]),
         "gain_at_equal_kl": interval(at) if at else None,
-        "gain_at_equal_time": interval(timed) if timed else None,
         "seeds_that_come_so_far": len(at),
         "accuracy": interval([one["accuracy"] for one in own.values()]) if measured else None,
         "seconds": statistics.fmean([one.get("seconds", 0.0) for one in own.values()]),
@@ -115,58 +98,12 @@ def shown(pair: tuple[float, float] | None, sign: str = "+") -> str:
     return f"{pair[0]:{sign}.2f}" + ("" if math.isnan(pair[1]) else f" ± {pair[1]:.2f}")
 
 
-def family_table(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """Every family at equal answers and at equal processor time, the largest gain first."""
-    head = ["", "seeds", "gain in gold, equal answers", "KL", "processor seconds", f"gain after {seconds:.0f} s"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in sorted(rows, key=lambda each: -each["gain"][0]):
-        cells = [label_of(row["name"]), str(len(row["seeds"])), shown(row["gain"]), shown(row["kl"], "")]
-        cells += [f"{row['seconds']:.0f}" if row["seconds"] else "", shown(row["gain_at_equal_time"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def fill(page: Path, name: str, table: str) -> None:
     """Put a table between its marks on a page; a page without them stays as it is."""
     mark, end = f"<!-- table: {name} -->", "<!-- end of table -->"
     if page.exists() and mark in (text := page.read_text(encoding="utf-8")):
         before, _, rest = text.partition(mark)
         page.write_text(f"{before}{mark}\n\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
-
-
-def write_families(runs: Runs, say: Callable[[str], object]) -> dict[str, Any]:
-    """The table of families into `families.md` between its marks, and the plot beside it."""
-    names = [name for name in ARMS if ARMS[name].part in ("algorithms", "families") and name in runs]
-    costs = [row["seconds"] for name in names if (row := row_of(name, runs))["seconds"]]
-    seconds = float(int(min(costs)))
-    rows = [row_of(name, runs, seconds) for name in ("best-of-n", *names)]
-    table = family_table(rows, seconds)
-    say(f"\n### families\n\n{table}")
-    fill(PAGES / "families.md", "world", table)
-    draw_families(rows, IMAGES / "families-world.png")
-    return {"equal_seconds": seconds, "rows": rows}
-
-
-def draw_families(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Gains at equal answers and at equal processor time, with intervals, the largest on top."""
-    figure, panel = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    ordered = sorted(rows, key=lambda each: each["gain"][0])
-    for key, label, shift, marker in (
-        ("gain", "equal answers", 0.12, "o"),
-        ("gain_at_equal_time", "equal processor time", -0.12, "s"),
-    ):
-        kept = [(place + shift, *row[key]) for place, row in enumerate(ordered) if row[key] is not None]
-        if not kept:
-            continue
-        places, means, halves = (np.array(column) for column in zip(*kept, strict=True))
-        panel.errorbar(means, places, xerr=np.nan_to_num(halves), fmt=marker, markersize=4, capsize=2, label=label)
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(range(len(ordered)), [label_of(row["name"]) for row in ordered], fontsize=8)
-    panel.set_xlabel("gain in gold reward, mean over seeds and 95 % interval")
-    panel.grid(alpha=0.25, axis="x")
-    panel.legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], *, accuracy: bool) -> str:
@@ -308,18 +245,15 @@ def draw_foretold(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_second(output: Path, say: Callable[[str], object] = print) -> None:
-    """The runs of another folder as tables of their own: what was made on another machine, in worlds made there."""
+    """The ablations of another folder as a table of their own: made on another machine, in worlds made there."""
     runs = load(output)
     found = {"command": "python studies/alignment.py --output FOLDER second", "machine": machine(output)}
-    pages = {"families": ("algorithms", "families"), "alignment": ("ablations", "reward-models")}
-    for page, parts in pages.items():
-        names = ["ppo", "ppo-loo", *(name for name, arm in ARMS.items() if arm.part in parts)]
-        rows = [row_of(name, runs) for name in dict.fromkeys(["best-of-n", *names]) if name in runs]
-        table = markdown(rows, accuracy=False)
-        say(table)
-        fill(PAGES / f"{page}.md", "second", table)
-        found[page] = rows
-    (PAGES / "alignment-second.json").write_text(json.dumps(found, indent=1) + "\n")
+    names = ["ppo", "ppo-loo", *(name for name, arm in ARMS.items() if arm.part in ("ablations", "reward-models"))]
+    rows = [row_of(name, runs) for name in ("best-of-n", *names) if name in runs]
+    table = markdown(rows, accuracy=False)
+    say(table)
+    fill(PAGES / "alignment.md", "second", table)
+    (PAGES / "alignment-second.json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
 
 
 def write_report(output: Path, say: Callable[[str], object] = print) -> None:
@@ -357,5 +291,4 @@ def write_report(output: Path, say: Callable[[str], object] = print) -> None:
             say(f"\nSpearman's ρ between accuracy and gain: {described['accuracy_foretells']}")
     described["critic_by_iteration"] = critics(runs)
     draw_critics(described["critic_by_iteration"], IMAGES / "alignment-critic.png")
-    described["families"] = write_families(runs, say)
     (PAGES / "alignment.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,8 @@
 
 `tune` tries the settings of `GRIDS` on strings and dialogues of other seeds; the best of each agent, by its mean gap,
 is what `run` takes. On CartPole every agent keeps the defaults of `plaudit gym`, which were made for it. `run` trains
-each agent on each problem, one process for a pair and a table. Both keep what they got in `runs/studies/families/`;
-what is there already is not run again. `table` writes the tables and the plot of `docs/studies/families.md`.
+each agent on each problem, one process for a pair and a table. Both add lines to `docs/studies/families.jsonl`; what
+is there is not run again. `table` writes the tables and the plot of `docs/studies/families.md`.
 
 Equal feedback: every agent gets the same number of true steps of the environment. Equal compute: every agent gets
 the same processor time; how many steps that is follows from its rate in the other table, so that its schedules end
@@ -45,7 +45,7 @@ from plaudit.rollout.environments import (
 from plaudit.rollout.token_mdp import TokenMDP
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "runs" / "studies" / "families"
+RESULTS = ROOT / "docs" / "studies" / "families.jsonl"
 PAGE = ROOT / "docs" / "studies" / "families.md"
 PICTURE = ROOT / "docs" / "images" / "studies" / "families.png"
 TABLES = {"feedback": "equal true feedback", "compute": "equal compute"}
@@ -197,71 +197,65 @@ def settings(name: str, agent: str) -> dict[str, Any]:
     """Options of an agent on a problem: on strings and dialogues the best of its grid."""
     if name == "cartpole":
         return AGENTS[agent]
-    tried = json.loads(tuning_path(name, agent).read_text())
-    best = min(tried, key=lambda one: statistics.fmean(one["gaps"]))
+    best = min(kept("tuning", name, agent), key=lambda one: statistics.fmean(one["gaps"]))
     return AGENTS[agent] | SHORT[agent] | best["options"]
 
 
+def kept(table: str, problem: str, agent: str) -> list[dict[str, Any]]:
+    """The results that there are of an agent on a problem, in one of `TABLES` or in `tuning`."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    wanted = {"table": table, "problem": problem, "agent": agent}
+    return [row for row in map(json.loads, lines) if wanted.items() <= row.items()]
+
+
+def keep(**row: Any) -> None:
+    """Add a result; several processes may, since a line is written at once."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def tune(name: str, agent: str) -> None:
-    """The gaps of every setting of an agent's grid at equal feedback, kept together."""
-    if tuning_path(name, agent).exists():
-        return
-    tried = []
+    """The gaps of every setting of an agent's grid at equal feedback."""
+    tried = [one["options"] for one in kept("tuning", name, agent)]
     for options in GRIDS[agent]:
+        if options in tried:
+            continue
         whole = AGENTS[agent] | SHORT[agent] | options
         gaps = [train(PROBLEMS[name], whole, seed, PROBLEMS[name].steps)["gap"] for seed in TUNING_SEEDS]
-        tried.append({"options": options, "gaps": gaps})
+        keep(table="tuning", problem=name, agent=agent, options=options, gaps=gaps)
         print(f"{name}, {agent}, {options}: {', '.join(f'{gap:.3f}' for gap in gaps)}", flush=True)
-    tuning_path(name, agent).parent.mkdir(parents=True, exist_ok=True)
-    tuning_path(name, agent).write_text(json.dumps(tried) + "\n")
-
-
-def tuning_path(problem: str, agent: str) -> Path:
-    """Where the gaps of an agent's grid are kept."""
-    return RESULTS / "tuning" / problem / f"{agent.replace(' ', '-')}.json"
 
 
 def run_one(name: str, agent: str, table: str, seeds: Sequence[int]) -> None:
     """All seeds of an agent on a problem, each kept as soon as it is there."""
     problem, options = PROBLEMS[name], settings(name, agent)
     for seed in seeds:
-        path = result_path(name, agent, table, seed)
-        if path.exists():
+        if any(one["seed"] == seed for one in kept(table, name, agent)):
             continue
         steps = problem.steps
         if table == "compute":
-            found = json.loads(result_path(name, agent, "feedback", seed).read_text())
+            found = next(one for one in kept("feedback", name, agent) if one["seed"] == seed)
             steps = max(1000, round(problem.seconds * found["steps"] / found["seconds"]))
         result = train(problem, options, seed, steps)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result) + "\n")
+        keep(table=table, problem=name, agent=agent, seed=seed, **result)
         print(
             f"{name}, {agent}, {table}, seed {seed}: gap {result['gap']:.3f} in {result['seconds']:.1f} s", flush=True
         )
-
-
-def result_path(problem: str, agent: str, table: str, seed: int) -> Path:
-    """Where a result is kept."""
-    return RESULTS / table / problem / f"{agent.replace(' ', '-')}-{seed}.json"
-
-
-def read(problem: str, agent: str, table: str) -> list[dict[str, float]]:
-    """The results that there are, by seed."""
-    stem = result_path(problem, agent, table, 0).name.removesuffix("-0.json")
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / table / problem).glob(f"{stem}-?.json"))]
 
 
 def rows(problem: str, table: str) -> list[str]:
     """The lines of a table, smallest median gap first."""
     lines = []
     for agent in AGENTS:
-        found = read(problem, agent, table)
+        found = kept(table, problem, agent)
         if not found:
             continue
-        gaps = sorted(100 * one["gap"] for one in found)
-        median = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        gaps = sorted(round(100 * one["gap"], 1) + 0.0 for one in found)  # + 0.0: no "-0.0 %"
+        median = {key: statistics.median(one[key] for one in found) for key in ("steps", "seconds", "wall", "memory")}
         cells = [agent, f"{statistics.median(gaps):.1f} %", f"{gaps[0]:.1f} to {gaps[-1]:.1f}", str(len(gaps))]
-        cells += [f"{median['steps']:,.0f}", f"{median['seconds']:.1f}", f"{median['memory']:.0f}"]
+        cells += [f"{median['steps']:,.0f}", f"{median['seconds']:.1f}", f"{median['wall']:.1f}"]
+        cells += [f"{median['memory']:.0f}"]
         lines.append((statistics.median(gaps), f"| {' | '.join(cells)} |"))
     return [line for _, line in sorted(lines)]
 
@@ -278,7 +272,8 @@ def write_page() -> None:
     if missing:
         raise SystemExit(f"no results in {RESULTS} of {'; '.join(missing)}: run them first. The page was not changed.")
     text = PAGE.read_text(encoding="utf-8")
-    head = "| agent | median gap | of the seeds | seeds | true steps | processor seconds | MiB |\n|---|" + "---:|" * 6
+    head = "| agent | median gap | of the seeds | seeds | true steps | processor seconds | seconds | MiB |\n|---|"
+    head += "---:|" * 7
     for problem in PROBLEMS:
         for table in TABLES:
             mark, end = f"<!-- table: {problem} {table} -->", "<!-- end of table -->"
@@ -296,7 +291,7 @@ def draw() -> None:
     for axis, problem in zip(axes, PROBLEMS, strict=True):
         for (table, label), shift, marker in zip(TABLES.items(), (-0.15, 0.15), ("o", "s"), strict=True):
             points = [
-                (one["gap"], place + shift) for place, agent in enumerate(AGENTS) for one in read(problem, agent, table)
+                (one["gap"], place + shift) for place, agent in enumerate(AGENTS) for one in kept(table, problem, agent)
             ]
             if points:
                 axis.plot(*zip(*points, strict=True), marker, markersize=4, alpha=0.7, label=label)

@@ -71,15 +71,6 @@ def test_gold_at_a_divergence_by_hand():
     assert (mean, half) == pytest.approx((2.0, 4.302653 / 3**0.5), rel=1e-5)
 
 
-def test_gold_after_some_seconds_by_hand():
-    """Windows of four iterations stand at their mean time, 3.5 s and 7.5 s; the end at 10 s."""
-    way = [{"kl": 0.0, "gold": 1.0 + (step > 4), "seconds": 1.0 + step} for step in range(1, 9)]
-    one = {"path": way, "end": {"kl": 0.0, "gold": 4.0}, "seconds": 10.0}
-    for seconds, gold in ((0.0, 0.0), (3.5, 1.0), (5.5, 1.5), (7.5, 2.0), (8.75, 3.0), (10.0, 4.0)):
-        assert alignment_report.gold_after(one, seconds, start=0.0) == pytest.approx(gold)
-    assert alignment_report.gold_after({**one, "path": way[:1]}, 1.0, start=0.0) is None
-
-
 def test_the_report_of_made_up_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(alignment_report, "PAGES", tmp_path)
     monkeypatch.setattr(alignment_report, "IMAGES", tmp_path)
@@ -94,7 +85,6 @@ def test_the_report_of_made_up_runs(tmp_path, monkeypatch, capsys):
             file = tmp_path / "results" / name / f"{seed}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"name": name, "seed": seed, **one}))
-    (tmp_path / "families.md").write_text("before\n<!-- table: world -->\nold\n<!-- end of table -->\nafter\n")
     alignment_report.write_report(tmp_path)
     shown = capsys.readouterr().out
     assert "| PPO, critic | 2 | +0.51 ± 0.13 | 2.00 ± 0.00 | -0.10 ± 0.00 | +0.00 ± 0.00 | 2 | 9 |" in shown
@@ -102,19 +92,14 @@ def test_the_report_of_made_up_runs(tmp_path, monkeypatch, capsys):
     described = json.loads((tmp_path / "alignment.json").read_text())
     assert described["accuracy_foretells"]["gain"] == pytest.approx({"rho": 1.0, "p": 0.0, "n": 3})
     assert described["accuracy_foretells"]["gain_of_single_runs"]["n"] == 6
-    assert "| PPO, leave-one-out | 2 | +0.61 ± 0.13 | 2.00 ± 0.00 | 9 |" in shown
-    page = (tmp_path / "families.md").read_text()
-    assert page.startswith("before\n<!-- table: world -->\n\n|  | seeds | gain in gold, equal answers | KL |")
-    assert page.endswith("\n\n<!-- end of table -->\nafter\n")
-    pages = [tmp_path / name for name in ("families.md", "alignment.md")]
-    for page in pages:
-        page.write_text("<!-- table: second -->\n<!-- end of table -->\n")
+    page = tmp_path / "alignment.md"
+    page.write_text("before\n<!-- table: second -->\nold\n<!-- end of table -->\nafter\n")
     alignment_report.write_second(tmp_path)
-    families, ablations = (page.read_text() for page in pages)
-    assert families.count("\n| ") == 1 + 3
-    assert ablations.count("\n| ") == 1 + 6
-    assert "without KL" in ablations
-    assert "without KL" not in families
+    second = page.read_text()
+    assert second.startswith("before\n<!-- table: second -->\n\n|  | seeds | gain in gold at the end |")
+    assert second.endswith("\n\n<!-- end of table -->\nafter\n")
+    assert second.count("\n| ") == 1 + 6
+    assert "without KL" in second
     assert (tmp_path / "alignment-algorithms.png").stat().st_size > 5_000
 
 
