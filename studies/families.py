@@ -17,7 +17,6 @@ with the run.
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from costs import peak_memory, processor_seconds
 from pydantic import TypeAdapter
 
 from plaudit.algorithms.agents import build_agent, task_sizes
@@ -169,7 +169,7 @@ TABULAR = ("dyna-q",)
 
 def train(problem: Problem, options: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
     """One agent: what it earns after `steps` true steps, and what that cost."""
-    begun, wall = time.process_time(), time.perf_counter()
+    begun, wall = processor_seconds(), time.perf_counter()
     config: Any = TypeAdapter(AgentConfig).validate_python(options)
     make = problem.make(seed)
     environments = make_environments(make, 1)
@@ -179,17 +179,16 @@ def train(problem: Problem, options: dict[str, Any], seed: int, steps: int) -> d
     collector = Collector(make_environments(make, agent.num_environments), seed=1000 * seed)
     while collector.num_steps_taken < steps:
         agent.update(collector.collect(agent.policy, agent.num_steps))
-    cost = {"seconds": time.process_time() - begun, "wall": time.perf_counter() - wall}
+    cost = {"seconds": processor_seconds() - begun, "wall": time.perf_counter() - wall}
     collector.environments.close()
     returns = evaluate_policy(make, agent.greedy_policy(), num_episodes=problem.episodes, seed=12345 + seed)
     low, high = problem.bounds(seed)
     earned = statistics.fmean(returns)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "return": earned,
         "gap": (high - earned) / (high - low),
         "steps": collector.num_steps_taken,
-        "memory": memory,
+        "memory": peak_memory(),
     } | cost
 
 
