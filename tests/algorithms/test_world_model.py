@@ -299,6 +299,27 @@ def test_rounds_alternate_play_and_learn_again(monkeypatch):
     assert len(segments(again.play, 1000).mask) == len(segments(agent.play, 1000).mask) + sum(collector._lengths > 0)
 
 
+def test_a_player_whose_turn_comes_again_knows_nothing_of_episodes_that_ended_meanwhile():
+    pytest.importorskip("cma")
+    config = WorldModelConfig(rounds=2, environments=2, epochs=1, generations=1, population=4, dreams=2, horizon=3)
+    agent = WorldModel(config, TaskSizes(4, 2), total_steps=40, seed=0)
+    collector = Collector(make_environments("CartPole-v1", 2), seed=0)
+    agent.update(collector.collect(agent.policy, 10))
+    assert agent.rounds_done == 1
+    agent.update(collector.collect(agent._mixed, 1))
+    drawn = agent._mixed.memory(2).clone()
+    assert agent.policy is agent._acting
+    batch = collector.collect(agent.policy, 3)
+    batch = batch.with_fields(continues=torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    assert agent._acting.memory(2).abs().sum() > 0
+    agent.update(batch)
+    assert agent._acting.memory(2).abs().sum() == 0
+    assert agent._mixed.memory(2)[0, 0] == -1  # another controller plays the next episode
+    assert torch.equal(agent._mixed.memory(2)[1], drawn[1])  # the episode under way keeps its own
+    agent.update(collector.collect(agent.policy, 1))
+    assert agent._mixed.memory(2)[:, 0].min() >= 0
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="use encoder: variational"):
         WorldModelConfig(picture=(2, 2, 1))

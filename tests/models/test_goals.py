@@ -175,6 +175,27 @@ def test_no_level_s_loss_reaches_the_other_and_a_step_moves_both() -> None:
     assert {"manager/goal_cosine", "manager/explained_variance", "worker/intrinsic_reward"} <= set(metrics)
 
 
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_each_level_s_gradient_has_a_limit_of_its_own(limit: float | None) -> None:
+    model, policy, trajectory = answered()
+    heads = model.steering
+    assert isinstance(heads, GoalHeads)
+    optimizer = torch.optim.SGD(policy.policy.parameters(), lr=1.0)
+    algorithm = build_algorithm(CONFIG, policy, optimizer, max_gradient_norm=limit)
+    managers = {f"language_model.steering.manager.{name}" for name, _ in heads.manager.named_parameters()}
+    before = {name: each.detach().clone() for name, each in policy.policy.named_parameters()}
+    algorithm.update(trajectory)
+    moved = {
+        name: float((each.detach() - before[name]).square().sum()) for name, each in policy.policy.named_parameters()
+    }
+    for level in (managers, moved.keys() - managers):
+        size = sum(moved[name] for name in level) ** 0.5
+        if limit is None:
+            assert size > 0.01
+        else:
+            assert size == pytest.approx(limit, rel=1e-3)
+
+
 def test_the_manager_s_gradient_is_that_of_finite_differences() -> None:
     """Advantages and transitions are constants of equation 7, so they are held where they were."""
     heads = GoalHeads(6, horizon=2, manager_size=4).double()

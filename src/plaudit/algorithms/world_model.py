@@ -87,6 +87,7 @@ class WorldModel:
 
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """Keep what was played `[B, T]`; learn world and controller when a round's steps are complete."""
+        self._take_turns(trajectory)
         self.play.append(_played({name: getattr(trajectory, name) for name in KEPT}))
         self.num_steps_seen += trajectory.actions.numel()
         metrics = {"play/steps": float(self.num_steps_seen)}
@@ -98,6 +99,16 @@ class WorldModel:
             metrics |= self.learn_controller()
             self.rounds_done += 1
         return metrics
+
+    def _take_turns(self, trajectory: Trajectory) -> None:
+        """Only the player of these steps was told which episodes ended in them: the other one's memory is of old ones.
+
+        The controller's begins anew with each of its turns, as it does in the segments that the world is learned on.
+        """
+        rows = self.num_environments
+        if self.policy is self._acting:
+            self._mixed.end_episodes(((trajectory.continues == 0) | trajectory.truncated).any(1))
+        self._acting.end_episodes(torch.ones(len(self._acting.memory(rows)), dtype=torch.bool))
 
     def learn_world(self) -> dict[str, float]:
         """Encoder and dynamics from all play so far; the autoencoder is only learned in the first round."""

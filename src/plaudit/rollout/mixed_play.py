@@ -27,7 +27,7 @@ class MixedPlay:
 
     def end_episodes(self, ended: Tensor) -> None:
         """The rows `[B]` whose episode has ended draw another controller."""
-        self._memory = torch.where(ended.unsqueeze(1), self._fresh(len(ended)), self._memory)
+        self._memory = torch.where(ended.unsqueeze(1), self._fresh(len(ended)), self.memory(len(ended)))
 
     def sample(self, observations: Tensor, *, generator: torch.Generator | None = None) -> Sampled:
         """One action for each of `[B, ...]` observations."""
