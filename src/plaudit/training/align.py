@@ -311,8 +311,8 @@ def warn_of_penalty(config: AlignConfig) -> None:
 def break_off(job: AlignJob, session: Session, journal: Journal, signal: str) -> str:
     """Save the run as it stands, in the middle of an iteration, and say how to go on."""
     check_unchanged(job.reward)
-    path = session.save()
     journal.flush()
+    path = session.save()
     say(f"align: stopped by {signal} in iteration {session.state.step + 1}; go on with --resume ({path})")
     return signal
 
