@@ -68,6 +68,18 @@ def test_the_identity_environment_is_solved_within_its_budget(name):
     assert isinstance(agent.greedy_policy(), torch.nn.Module)
 
 
+@pytest.mark.parametrize(("name", "schedule"), [("ppo", None), ("a2c", "linear"), ("a2c", None)])
+def test_the_rate_of_a_policy_gradient_falls_with_its_updates(name, schedule):
+    agent, collector = make(name, 4 * 128, {"rollout_steps": 16, "learning_rate": 0.01, "schedule": schedule})
+    rates = []
+    for _ in range(4):
+        agent.update(collector.collect(agent.policy, agent.num_steps))
+        rates.append(agent.optimizer.param_groups[0]["lr"])
+    collector.environments.close()
+    falls = name == "ppo" or schedule == "linear"
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025] if falls else [0.01] * 4)
+
+
 @pytest.mark.parametrize("name", SOLVES)
 def test_an_agent_goes_on_from_its_state_as_if_it_had_never_stopped(name):
     total, options = SOLVES[name]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from plaudit.algorithms import deep_dyna
 from plaudit.algorithms.build import build_algorithm
 from plaudit.algorithms.deep_dyna import DialogueDyna, fit_user, user_loss
 from plaudit.configs.algorithm import AlgorithmConfig
@@ -104,6 +105,18 @@ def test_imagined_dialogues_save_real_ones_unless_they_are_wrong():
     _, wrong = learned(20, shuffled=True)
     assert with_imagination > 0.85 > 0.6 > without
     assert wrong < with_imagination - 0.1
+
+
+def test_the_user_is_learned_from_every_real_dialogue_so_far(monkeypatch):
+    seen = []
+
+    def noted(user, words, replies, rewards, **options):
+        seen.append((len(words), len(replies), len(rewards)))
+        return 0.0
+
+    monkeypatch.setattr(deep_dyna, "fit_user", noted)
+    learned(1, batches=3)
+    assert seen == [(8, 8, 8), (16, 16, 16), (24, 24, 24)]
 
 
 def test_what_is_refused():

@@ -137,6 +137,15 @@ def test_it_plays_at_random_and_learns_nothing_before_it_starts():
     assert agent.policy.logprobs(torch.tensor([[0.0, 9.0, 0.0, 0.0]])).argmax() == 1
 
 
+def test_exploration_falls_over_its_share_of_the_run():
+    agent = agent_of(exploration_start=1.0, exploration_end=0.2, exploration_fraction=0.1)  # of 1000 steps
+    amounts = []
+    for _ in range(8):
+        played(agent)
+        amounts.append(agent.policy.amount)
+    assert amounts == pytest.approx([max(0.2, 1 - 0.008 * 16 * number) for number in range(1, 9)])
+
+
 def test_the_rate_falls_to_nothing_where_it_is_asked_to():
     for schedule, wanted in (("constant", [0.01] * 3), ("linear", [0.01 * left for left in (0.984, 0.968, 0.952)])):
         agent, rates = agent_of(learning_rate=0.01, schedule=schedule), []

@@ -213,8 +213,9 @@ def test_unrolling_says_what_was_said_while_acting(horizon):
     assert torch.equal(following.values[:, :-1][~ends[:, :-1]], outputs.values[:, 1:][~ends[:, :-1]])
 
 
-def test_a_goal_from_before_the_data_still_pays():
-    """Intrinsic rewards of a segment cut in two are those of the whole."""
+@pytest.mark.parametrize("first", [3, 6])
+def test_a_goal_from_before_the_data_still_pays(first):
+    """Intrinsic rewards of a segment cut in two are those of the whole, near an episode's begin and far from it."""
     from plaudit.algorithms.feudal import _intrinsic
 
     agent, whole = collected()
@@ -223,14 +224,15 @@ def test_a_goal_from_before_the_data_still_pays():
     outputs = agent.policy.unroll(whole).outputs
     expected = _intrinsic(agent.network, whole, outputs, arrivals, ends)
     memory = whole.state
-    for step in range(6):
+    for step in range(first):
         _, memory = agent.network(observation_vectors(whole.observations[:, step], 4), memory)
         memory = memory.masked_fill(ends[:, step : step + 1], 0.0)
-    fields = {k: v[:, 6:] for k, v in whole.tensors().items() if k != "state"}
+    fields = {k: v[:, first:] for k, v in whole.tensors().items() if k != "state"}
+    assert (agent.network.unpack(memory).age == {3: 2, 6: 5}[first]).all()
     second = type(whole)(**fields, state=memory.detach())
     cut = agent.policy.unroll(second).outputs
-    found = _intrinsic(agent.network, second, cut, arrivals[:, 6:], ends[:, 6:])
-    assert torch.allclose(found, expected[:, 6:], atol=1e-5)
+    found = _intrinsic(agent.network, second, cut, arrivals[:, first:], ends[:, first:])
+    assert torch.allclose(found, expected[:, first:], atol=1e-5)
 
 
 def test_the_agent_goes_on_from_its_state():

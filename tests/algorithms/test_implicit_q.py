@@ -101,6 +101,7 @@ def test_one_step_is_the_gradient_of_the_three_losses_written_out():
     learner = ImplicitQ(ImplicitQConfig(**options), heads, torch.optim.SGD(heads.parameters(), lr=1.0))
     with torch.no_grad():
         learner.target.weight.add_(0.5)
+        learner.target.value.weight.add_(0.5)  # what follows is worth what the values say now
     target = learner.target.weight.clone()
     states, after = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
     batch = new_trajectory(

@@ -17,8 +17,9 @@ from plaudit.configs.base import load_config
 from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, make_environments
 from plaudit.training import gym_video
-from plaudit.training.gym import from_workers, main, prepare
+from plaudit.training.gym import from_workers, main, prepare, worker_task
 from plaudit.training.gym_agents import load_agent
+from plaudit.training.workers import Report
 from tests.algorithms.problems import Echo
 
 SMALL = {
@@ -196,6 +197,39 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(config(tmp_path, algorithm={"name": "a3c", "workers": 3}), dry_run=True) == []
     assert "of 5 steps (3 workers)" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_plays_other_episodes_than_before(tmp_path):
+    """The environments by a seed of their own, the agent's draws where they were."""
+    job = prepare(config(tmp_path, env="CartPole-v1"))
+    first = job.collector._observations.clone()
+    job.steps = 50
+    job.agent.update(job.collector.collect(job.agent.policy, 50))
+    (tmp_path / "run").mkdir()
+    job.save()
+    again = prepare(config(tmp_path, env="CartPole-v1", resume=True))
+    assert again.resume()
+    assert torch.equal(again.collector.generator.get_state(), job.collector.generator.get_state())
+    assert not torch.equal(again.collector._observations, first)
+    assert again.collector.episode_returns == job.collector.episode_returns
+    assert again.collector.num_steps_taken == 50
+    asynchronous = prepare(config(tmp_path, algorithm={"name": "a3c"}, seed=3))
+    asynchronous.steps = 40
+    assert worker_task(asynchronous, asynchronous.agent.config).seed == 43
+    for each in (job, again, asynchronous):
+        each.collector.environments.close()
+
+
+def test_steps_of_workers_count_as_they_are_reported_and_the_last_reports_are_waited_for(tmp_path):
+    job = prepare(config(tmp_path, algorithm={"name": "a3c"}))
+    job.agent.shared.counts[0] = torch.tensor([310, 62])  # what was not reported yet counts later
+    reports = [Report(0, 150, returns=[1.0], lengths=[8]), Report(1, 150, returns=[2.0], lengths=[9]), Report(0, 10)]
+    pool = SimpleNamespace(advance=lambda _: (reports.pop(0), {"left": len(reports)}) if reports else (None, {}))
+    assert from_workers(job, pool, lambda: False) == {"left": 2}
+    assert (job.steps, job.collector.episode_returns) == (150, [1.0])
+    assert from_workers(job, pool, lambda: False) == {"left": 0}
+    assert (job.steps, job.collector.episode_lengths) == (310, [8, 9])
+    job.collector.environments.close()
 
 
 def test_steps_of_workers_that_were_not_reported_before_a_stop_count(tmp_path):

@@ -11,6 +11,7 @@ from plaudit.algorithms.a3c import A3CAgent
 from plaudit.algorithms.base import TaskSizes
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.gym import GymConfig
+from plaudit.rollout.environments import Collector, make_environments
 from plaudit.training import gym
 from plaudit.training.workers import WorkerPool, WorkerTask, work
 
@@ -78,3 +79,25 @@ def test_workers_report_all_that_they_have_done(monkeypatch):
     assert pool.agent.shared.counts.tolist() == [[100, 20], [0, 0]]
     assert sum(sum(report.lengths) for report in reports) <= 100
     assert all(len(report.staleness) == 4 and max(report.staleness) == 0 for report in reports)
+
+
+def test_workers_play_other_episodes(monkeypatch):
+    """The first one's are those of the run's seed."""
+    begun, plain = [], Collector.collect
+
+    def noted(self, *rest):
+        begun.append(self._observations)
+        return plain(self, *rest)
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Collector, "collect", noted)
+    first = []
+    for place in range(2):
+        begun.clear()
+        pool = pool_of(2)
+        receiver, sender = Pipe(duplex=False)
+        work(pool.task, pool.agent.shared, place, pool.stop, sender)
+        receiver.close()
+        first.append(begun[0])
+    assert torch.equal(first[0], Collector(make_environments("CartPole-v1", 1), seed=0)._observations)
+    assert not torch.equal(first[0], first[1])
