@@ -131,3 +131,27 @@ class ImplicitQConfig(Config):
     """Adam's rate."""
     polyak: float = Field(default=0.005, gt=0, le=1)
     """τ of the target values, `θ⁻ ← τ θ + (1 - τ) θ⁻` after every step."""
+
+
+class HeadQConfig(Config):
+    """Q-learning on answers with a value for every token of the vocabulary, over the states of a language model."""
+
+    backup: Literal["hard", "soft"] = "soft"
+    """What a state is worth: `hard` its best token, which is the optimum of the reward alone; `soft` what the penalised
+    reward can reach from there."""
+    kl_coefficient: float = Field(default=0.05, gt=0)
+    """β of the soft backup, weight of the divergence from the reference policy."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """γ, by which a reward counts less for each step that it lies ahead."""
+    huber_threshold: float = Field(default=1.0, gt=0)
+    """Error at which the loss turns from squared to linear, in units of the reward."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam's rate."""
+    polyak: float = Field(default=0.005, gt=0, le=1)
+    """τ of the target values, `θ⁻ ← τ θ + (1 - τ) θ⁻` after every step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "HeadQConfig":
+        if self.backup == "hard":
+            refuse_unused(self, ("kl_coefficient",), "is for backup: soft; the hard one knows no penalty")
+        return self
