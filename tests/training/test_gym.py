@@ -301,3 +301,10 @@ def test_a_finished_run_may_go_on_with_a_video_of_it(tmp_path, monkeypatch):
     main(config(tmp_path, env="TestPainted-v0", total_steps=100))
     main(config(tmp_path, env="TestPainted-v0", total_steps=100, resume=True, video=True, episodes=1, episode_limit=9))
     assert (tmp_path / "run" / "video" / "agent.gif").is_file()
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(24, True), (64, False)])
+def test_a_run_that_waited_for_the_end_of_an_episode_in_vain_says_so(steps, warned, tmp_path, capsys):
+    options = {"name": "reinforce", "num_environments": 4, "rollout_steps": 6, "hidden": [4]}
+    main(config(tmp_path, algorithm=options, total_steps=steps, episodes=1))
+    assert ("no episode ended in 24 steps, and reinforce" in capsys.readouterr().err) is warned

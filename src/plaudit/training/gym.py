@@ -16,19 +16,21 @@ from typing import Any
 import torch
 
 from plaudit.algorithms.a3c import A3CAgent
-from plaudit.algorithms.agents import build_agent, task_sizes
+from plaudit.algorithms.agents import build_agent
 from plaudit.algorithms.base import Agent, TaskSizes
 from plaudit.algorithms.curious import CuriousAgent, build_bonus
 from plaudit.configs.a3c import A3CConfig
 from plaudit.configs.base import dump_config
 from plaudit.configs.gym import GymConfig
-from plaudit.rollout.environments import Collector, evaluate_policy, has_time_limit, make_environments
+from plaudit.configs.policy_gradient import PolicyGradientConfig
+from plaudit.rollout.environments import Collector, evaluate_policy, make_environments
 from plaudit.training.checkpoints import load_last_good, prune_checkpoints, save_checkpoint
 from plaudit.training.folder import check_output, output_folder
-from plaudit.training.gym_agents import check_fits, load_agent, save_agent
+from plaudit.training.gym_agents import save_agent
 from plaudit.training.gym_curve import write_curve
+from plaudit.training.gym_play import EVALUATION_SEED, look_at, play, summary
 from plaudit.training.gym_video import check_video, record_video
-from plaudit.training.messages import say
+from plaudit.training.messages import say, warn
 from plaudit.training.precision import threads
 from plaudit.training.processes import Processes
 from plaudit.training.progress import ProgressReport, duration_text
@@ -39,8 +41,6 @@ from plaudit.training.signals import StopRequest
 from plaudit.training.trackers import Trackers
 from plaudit.training.workers import WorkerPool, WorkerTask
 
-EVALUATION_SEED = 0x5EED
-"""Added to the run's seed for the environments of evaluations, which are the same every time."""
 REPORT_EVERY = 20
 """Updates of an asynchronous worker between two of its reports."""
 RECENT = 100
@@ -200,23 +200,6 @@ def prepare(config: GymConfig) -> GymJob:
     return GymJob(config, agent, sizes, Collector(environments, seed=config.seed))
 
 
-def look_at(config: GymConfig, env: str, options: dict[str, Any]) -> TaskSizes:
-    """The sizes of an environment; says so where its episodes have no time limit.
-
-    Raises:
-        ValueError: see `make_environments`.
-    """
-    environments = make_environments(env, 1, **options)
-    sizes, limited = task_sizes(environments), has_time_limit(environments.envs[0])
-    environments.close()
-    if not limited and not config.quiet:
-        say(
-            f"gym: {env} has no time limit; episodes of evaluations are cut off after {config.episode_limit} steps "
-            "(episode_limit), those of training with env_options.max_episode_steps alone"
-        )
-    return sizes
-
-
 def run_updates(job: GymJob) -> str:
     """The loop: from where the run stands to its end; returns what ended it."""
     config, agent = job.config, job.agent
@@ -342,6 +325,12 @@ def evaluate(job: GymJob, progress: ProgressReport) -> dict[str, float]:
 def finish(job: GymJob) -> Path:
     """Save the agent, its learning curve and perhaps a video."""
     config = job.config
+    learns = config.algorithm
+    if isinstance(learns, PolicyGradientConfig) and not learns.needs_critic and not job.collector.episode_returns:
+        warn(
+            f"no episode ended in {job.steps} steps, and {learns.name} without a learned value waits for that: nothing "
+            "was learned; play longer, or set env_options.max_episode_steps"
+        )
     folder = save_whole(
         lambda path: save_agent(
             path, job.agent, config.algorithm, job.sizes, env=config.env, env_options=config.env_options
@@ -358,37 +347,6 @@ def finish(job: GymJob) -> Path:
         if not config.quiet:
             say(f"gym: recorded {path}")
     return folder
-
-
-def play(config: GymConfig, folder: Path) -> list[float]:
-    """Play with a saved agent and say what it earned; with `config.video` record an episode into its folder."""
-    saved = load_agent(folder)
-    env = config.env if "env" in config.model_fields_set else saved.env
-    # Another environment does not have the options of the agent's own.
-    options = config.env_options or (saved.env_options if env == saved.env else {})
-    with seeded(config.seed), threads(config.threads):
-        check_fits(saved, look_at(config, env, options), env)
-        returns = evaluate_policy(
-            env,
-            saved.policy,
-            num_episodes=config.episodes,
-            seed=config.seed + EVALUATION_SEED,
-            num_environments=min(8, config.episodes),
-            episode_limit=config.episode_limit,
-            **options,
-        )
-    sys.stdout.write(f"{saved.config.name} in {env}: {summary(returns)}\n")
-    if config.video:
-        sys.stdout.write(f"{record_video(env, saved.policy, folder / 'video', seed=config.seed, **options)}\n")
-    return returns
-
-
-def summary(returns: list[float]) -> str:
-    """Returns of episodes in a line."""
-    return (
-        f"return {mean(returns):.4g} over {len(returns)} episodes, standard deviation {pstdev(returns):.3g}, least "
-        f"{min(returns):.4g}, most {max(returns):.4g}"
-    )
 
 
 def estimate(job: GymJob) -> None:
