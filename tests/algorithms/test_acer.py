@@ -287,6 +287,11 @@ def test_what_follows_a_step_is_the_next_one_or_the_final_observation():
     assert (found[:, 7] - agent.policy.values(batch.observations[:, 8])).abs().max() > 1e-3
 
 
+def test_as_many_segments_are_kept_as_have_that_many_steps():
+    assert echo_agent(buffer_size=330).replay.capacity == 20  # of 16 steps each
+    assert echo_agent(buffer_size=9).replay.capacity == 8  # one of each environment is kept whatever is said
+
+
 def test_the_average_policy_follows_slowly():
     agent = echo_agent(average_decay=0.9, replay_ratio=0.0, learning_starts=1000)
     before = [value.clone() for value in agent.average.actor.parameters()]
