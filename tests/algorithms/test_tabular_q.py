@@ -31,6 +31,15 @@ def test_one_step_by_hand():
     assert double.tables[0, :, 0, 0].unique().tolist() == [0, 5]
     assert double.tables[1, :, 0, 0].unique().tolist() == [0, 1]
     assert bool(((double.tables[0, :, 0, 0] > 0) ^ (double.tables[1, :, 0, 0] > 0)).all())
+    # Of equally good actions each is chosen: all of the first table are 4, and the second values them at 5, 7 and 6.
+    tied = TabularQ(3000, allowed, double=True, step_size=1.0)
+    tied.tables[0, :, 1] = 4.0
+    tied.tables[1, :, 1] = torch.tensor([5.0, 7.0, 6.0], dtype=torch.float64)
+    some = torch.zeros(3000, dtype=torch.int64)
+    tied.learn(some, some, some.double(), some + 1, some > 0, some == 0)
+    found, counts = tied.tables[0, :, 0, 0].unique(return_counts=True)
+    assert found.tolist() == [0, 5, 6, 7]  # 0 where the second table moved
+    assert counts[1:].tolist() == pytest.approx([500] * 3, abs=100)
     acted = TabularQ(2000, allowed, epsilon=0.5).act(torch.zeros(2000, dtype=torch.int64))
     assert acted.unique().tolist() == [0, 1]  # never the one that is not allowed; ties are drawn alike
     assert acted.double().mean().item() == pytest.approx(0.5, abs=0.05)

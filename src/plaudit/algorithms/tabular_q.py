@@ -10,7 +10,7 @@ class TabularQ:
     Q-learning:        `V(s') = max_a Q(s', a)`                       (Watkins 1989; Sutton and Barto, 6.5)
     Double Q-learning: `V(s') = Q₂(s', argmax_a Q₁(s', a))`, where a coin decides which of two tables is `Q₁`, which is
                        the one that moves                              (van Hasselt 2010; Sutton and Barto, 6.7)
-    Acting is ε-greedy on the sum of the tables; equally good actions are drawn alike.
+    Acting is ε-greedy on the sum of the tables. Of equally good actions, in acting and in `argmax`, each is as likely.
 
     Attributes:
         tables: `[N, R, S, A]` float64, `N` being 1 or 2; -∞ where an action is not allowed.
@@ -52,7 +52,7 @@ class TabularQ:
         """An action `[R]` for the state `[R]` int64 of each run."""
         values = self.tables[:, self._runs, states].sum(0)
         noise = torch.rand(values.shape, generator=self.generator)
-        best = noise.masked_fill(values < values.amax(-1, keepdim=True), -1.0).argmax(-1)
+        best = _any_best(values, noise)
         anything = noise.masked_fill(values.isinf(), -1.0).argmax(-1)
         explores = torch.rand(len(states), generator=self.generator) < self.epsilon
         return torch.where(explores, anything, best)
@@ -72,8 +72,16 @@ class TabularQ:
         moved = torch.randint(count, (len(states),), generator=self.generator)
         chooser = self.tables[moved, self._runs, next_states]
         valuer = self.tables[(moved + 1) % count, self._runs, next_states]
-        following = valuer.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
+        best = (
+            _any_best(chooser, torch.rand(chooser.shape, generator=self.generator)) if count > 1 else chooser.argmax(1)
+        )
+        following = valuer.gather(1, best[:, None]).squeeze(1)
         targets = rewards + self.discount * following.masked_fill(ended, 0.0)
         where = (moved, self._runs, states, actions)
         errors = (targets - self.tables[where]).masked_fill(~active, 0.0)
         self.tables[where] += self.step_size * errors
+
+
+def _any_best(values: Tensor, noise: Tensor) -> Tensor:
+    """`[R]`: the largest of `[R, A]` values, among equal ones that with the largest noise from [0, 1)."""
+    return noise.masked_fill(values < values.amax(-1, keepdim=True), -1.0).argmax(-1)
