@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 
+from plaudit.algorithms.dqn import DQN
 from plaudit.configs.base import load_config
 from plaudit.configs.gym import GymConfig
 from plaudit.rollout.environments import Collector, make_environments
@@ -197,6 +198,25 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(config(tmp_path, algorithm={"name": "a3c", "workers": 3}), dry_run=True) == []
     assert "of 5 steps (3 workers)" in capsys.readouterr().out
+
+
+def test_a_dry_run_takes_the_time_of_an_update_that_learns(tmp_path, capsys, monkeypatch):
+    """64 steps an update, and the first four of them, 256 steps, only fill the memory."""
+    learns = {"name": "dqn", "num_environments": 1, "rollout_steps": 64, "learning_starts": 256, "gradient_steps": 4}
+    found = []
+    update = DQN.update
+
+    def watched(self, trajectory):
+        found.append("value/mean_q" in (metrics := update(self, trajectory)))
+        return metrics
+
+    monkeypatch.setattr(DQN, "update", watched)
+    main(config(tmp_path, algorithm=learns, total_steps=1000), dry_run=True)
+    assert found == [False] * 4 + [True]
+    assert "16 of 64 steps" in capsys.readouterr().out
+    monkeypatch.setattr("plaudit.training.gym.PATIENCE", 0.0)
+    main(config(tmp_path, algorithm=learns, total_steps=1000), dry_run=True)
+    assert found[5:] == [False]
 
 
 def test_a_run_that_goes_on_plays_other_episodes_than_before(tmp_path):

@@ -392,6 +392,9 @@ def test_folders_with_a_run_are_not_touched_by_accident(tokenizer_folder: str, t
     written = (tmp_path / "configuration.yaml").read_text()
     with pytest.raises(ValueError, match=r"label_smoothing: 0\.0 then, 0\.1 now"):
         main(other, train=MIXED[:2])
+    slower = resume.model_copy(update={"optimizer": resume.optimizer.model_copy(update={"weight_decay": 0.5})})
+    with pytest.raises(ValueError, match=r"configuration \(optimizer.weight_decay: 0\.\d+ then, 0\.5 now\);"):
+        main(slower, train=MIXED[:2])
     assert (tmp_path / "configuration.yaml").read_text() == written, "a refused run left its configuration there"
     (tmp_path / "file").touch()
     for output, message in ((tmp_path / "file", "is a file; name a folder"), (tmp_path, "already holds a run")):

@@ -178,7 +178,9 @@ def sentence_end_tokens(tokenizer: Any, rows: int, marks: Sequence[str]) -> Tens
     texts = [tokenizer.decode([token]).rstrip(" ") for token in range(min(rows, len(tokenizer)))]
     found = [bool(text) and text.endswith(tuple(marks)) for text in texts]
     if not any(found):
-        raise ValueError(f"no token of the vocabulary ends with one of {list(marks)}, so a style could never end")
+        raise ValueError(
+            f"sentence_ends: no token of the vocabulary ends with one of {list(marks)}, so a style could never end"
+        )
     return torch.tensor(found + [False] * (rows - len(found)))
 
 

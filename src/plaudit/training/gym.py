@@ -1,5 +1,6 @@
 """Train an agent in a Gymnasium environment: `main(config)`, one visible loop of collecting, updating, evaluating."""
 
+import itertools
 import json
 import os
 import signal
@@ -45,6 +46,8 @@ REPORT_EVERY = 20
 """Updates of an asynchronous worker between two of its reports."""
 RECENT = 100
 """Episodes over which the return of training is averaged."""
+PATIENCE = 5.0
+"""Seconds for which a dry run waits until an agent begins to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,19 +353,25 @@ def finish(job: GymJob) -> Path:
 
 
 def estimate(job: GymJob) -> None:
-    """Say what the run would need, from one update of a fresh agent that is thrown away."""
+    """Say what the run would need, from the first update of a fresh agent that learns; the agent is thrown away."""
     each = job.agent.num_environments * job.agent.num_steps
+    starts = getattr(job.config.algorithm, "learning_starts", 0)
     begun = time.perf_counter()
-    job.agent.update(job.collector.collect(job.agent.policy, job.agent.num_steps))
+    for played in itertools.count(each, each):
+        last = time.perf_counter()
+        job.agent.update(job.collector.collect(job.agent.policy, job.agent.num_steps))
+        if played > starts or last - begun > PATIENCE:
+            break
     workers = job.agent.config.workers if isinstance(job.agent, A3CAgent) else 0
     at_once = max(1, min(workers, os.cpu_count() or 1))
-    seconds = (time.perf_counter() - begun) * job.config.total_steps / each / at_once
-    players = f"{workers} workers" if workers else f"{job.agent.num_environments} environments"
+    seconds = (time.perf_counter() - last) * job.config.total_steps / each / at_once
+    count, kind = (workers, "worker") if workers else (job.agent.num_environments, "environment")
+    players = f"{count} {kind}{'s' if count > 1 else ''}"
     lines = [
         f"observations     {job.sizes.observation_size} numbers",
         f"actions          {job.sizes.num_actions}",
         f"updates          {-(-job.config.total_steps // each):,} of {each:,} steps ({players})",
-        f"time             at least {duration_text(seconds)} (from the first update; evaluation not included)",
+        f"time             at least {duration_text(seconds)} (from one update; evaluation not included)",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -248,10 +248,19 @@ def compare_configurations(saved: dict[str, Any], config: FolderConfig, path: Pa
     changed = [key for key in sorted(now.keys() | saved.keys()) if now.get(key) != saved.get(key)]
     refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
     if refused:
-        details = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in refused)
+        details = "; ".join(line for key in refused for line in _differences(key, saved.get(key), now.get(key)))
         raise ValueError(f"{path}: cannot go on with another configuration ({details}); put it back or start afresh")
     if LENGTH_KEYS & set(changed):
         warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
+
+
+def _differences(key: str, then: Any, now: Any) -> list[str]:
+    """What differs between two values of a configuration, by the keys inside; of another `name` nothing but that."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [f"{key}: {then!r} then, {now!r} now"]
+    changed = [inner for inner in sorted(then.keys() | now.keys()) if then.get(inner) != now.get(inner)]
+    inside = ["name"] if "name" in changed else changed
+    return [line for inner in inside for line in _differences(f"{key}.{inner}", then.get(inner), now.get(inner))]
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
