@@ -71,6 +71,17 @@ def test_people_answer_through_files_and_may_be_late(tmp_path):
     assert len((tmp_path / "questions.jsonl").read_text().splitlines()) == 3
 
 
+def test_questions_are_asked_on_after_a_kill_and_whatever_marks_they_hold(tmp_path):
+    first, second = (Question(id=name, prompt="one\u2028two é", completions=("a\x85b", "c")) for name in "ab")
+    open_annotator("queue", tmp_path)([first])
+    path = tmp_path / "questions.jsonl"
+    with path.open("ab") as file:
+        file.write('{"id": "b", "prompt": "one\u2028two é'.encode()[:-1])  # a kill in the middle of a letter
+    open_annotator("queue", tmp_path)([first, second])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [(row["id"], row["prompt"]) for row in rows] == [("a", first.prompt), ("b", first.prompt)]
+
+
 def test_it_waits_until_all_have_answered(tmp_path):
     annotator = open_annotator("queue", tmp_path, wait=0.2)
     annotator.poll = 0.01

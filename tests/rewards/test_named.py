@@ -87,14 +87,19 @@ def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
     score = as_reward(f"{file}:shorter")([SAMPLE])
     assert (score.total.tolist(), list(score.parts)) == ([0.0], ["shorter"])
     assert named_reward(f"{file}:shorter", options={"than": 6}, name="mine")([SAMPLE]).parts["mine"].tolist() == [1.0]
+    column = Sample("p", "one two", columns={"than": [2]})  # of a file that happens to have a column of that name
+    assert named_reward(f"{file}:shorter", options={"than": 6})([column]).total.tolist() == [1.0]
     assert named_reward(f"{file}:later").waits  # type: ignore[attr-defined]
     assert as_reward(f"{file}:both")([SAMPLE]).total.tolist() == [1.0]
     assert as_reward("plaudit.demo.pipeline:_gold")([SAMPLE]).valid.tolist() == [True]
     assert json.loads("1") == 1
+    broken = tmp_path / "broken.py"
+    broken.write_text("def shorter(completions:\n", encoding="utf-8")
     for text, message in (
         (f"{file}:longer", "has no attribute 'longer'"),
         (f"{file}:number", "is int, not a function"),
         (f"{tmp_path}/none.py:shorter", "there is no file"),
+        (f"{broken}:shorter", "broken.py, line 1"),
         ("no_such_module:shorter", "a file of your own is named with its ending"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.training.trackers import Trackers, read_metrics
+from plaudit.training.trackers import JsonlTracker, Trackers, read_metrics
 
 
 def test_jsonl_is_cut_back_on_resume(tmp_path: Path) -> None:
@@ -25,6 +25,18 @@ def test_jsonl_is_cut_back_on_resume(tmp_path: Path) -> None:
     assert lines[3]["loss"] == 9.0
     Trackers([], tmp_path, settings={}).close()
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_texts_with_marks_that_python_takes_for_line_ends_survive_a_resume(tmp_path: Path) -> None:
+    path, text = tmp_path / "samples.jsonl", "one\u2028two\u2029three\x85four\x0bfive\r\nsix é"
+    tracker = JsonlTracker(path)
+    for step in (1, 2):
+        tracker.write(step, {"completion": text})
+    tracker.close()
+    with path.open("ab") as file:
+        file.write('{"step": 3, "completion": "é'.encode()[:-1])  # a kill in the middle of a letter
+    JsonlTracker(path, resume_step=1).close()
+    assert read_metrics(path) == [{"step": 1, "completion": text}]
 
 
 def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,15 @@ def parse_line(line: bytes, file: str, number: int) -> Row:
     return Row(file, number, value)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines, each with its end, of a file that a run adds lines to; a last one that a kill has cut off is left out.
+
+    `str.splitlines` would also break texts at U+2028 and its kin, which JSON leaves as they are.
+    """
+    whole, end, _ = path.read_bytes().rpartition(b"\n")
+    return [f"{line}\n" for line in whole.decode("utf-8").split("\n")] if end else []
+
+
 def _json_lines(file: Path) -> Iterator[Row]:
     with open_bytes(file) as stream:
         for number, line in enumerate(stream, start=1):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from plaudit.data.fields import prompt_of
 from plaudit.data.native import judgement_from_json, prompt_to_json
 from plaudit.data.records import Best, Comparison, Judgement, Prompt, Ranking, Scores
+from plaudit.data.sources import whole_lines
 from plaudit.data.validation import validate_comparison
 from plaudit.rewards.functions import function_named
 
@@ -162,11 +163,11 @@ class QueueAnnotator:
     def _ask(self, questions: Sequence[Question]) -> None:
         path = self.folder / "questions.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
+        lines = whole_lines(path) if path.exists() else []
         # A run that was killed and resumed asks again what it has asked before: the same id, the same question.
-        there = (
-            {json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else ()
-        )
+        there = {json.loads(line)["id"] for line in lines}
         with path.open("a", encoding="utf-8") as file:
+            file.truncate(len("".join(lines).encode("utf-8")))  # of a line that the kill has cut off
             for question in questions:
                 if question.id not in self.done:
                     self.asked[question.id] = question

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +83,9 @@ class FunctionReward:
                 f"reward {self.name!r} asks for {missing}, but the data has only {sorted(set(columns))} beside the "
                 f"prompts; add the column or give the argument a default"
             )
-        return given if everything else {key: value for key, value in given.items() if key in taken}
+        # A keyword that was given before (an option) is not what a column of that name holds.
+        options = self.function.keywords if isinstance(self.function, partial) else {}
+        return {key: each for key, each in given.items() if (everything or key in taken) and key not in options}
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,13 @@ def function_named(text: str) -> Callable[..., Any]:
     """The function that `folder/file.py:function` or `module:function` names; a file's code runs once.
 
     Raises:
-        ValueError: if there is no such file, module or function, or what is called so is no function.
+        ValueError: if there is no such file, module or function, it is no Python, or what is called so is no function.
     """
     place, _, attribute = text.rpartition(":")
     try:
         module = _module_in(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
         found: Callable[..., Any] = getattr(module, attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         hint = "" if place.endswith(".py") else "; a file of your own is named with its ending, file.py:function"
         raise ValueError(f"{text!r}: {error}{hint}") from None
     if not callable(found):

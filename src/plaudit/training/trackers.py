@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from plaudit.data.sources import whole_lines
+
 TIMING_PREFIX = "time/"
 
 
@@ -61,7 +63,7 @@ class JsonlTracker:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, one dict per logged step; a line cut off by a kill at the end is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 class TensorboardTracker:
@@ -213,10 +215,5 @@ def _optional(module: str, extra: str) -> ModuleType:
         raise ValueError(f"tracker {extra!r} is not installed: pip install 'plaudit[{extra}]'") from error
 
 
-def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-
-
 def _lines_until(path: Path, step: int) -> list[str]:
-    return [line for line in _whole_lines(path) if json.loads(line)["step"] <= step] if path.exists() else []
+    return [line for line in whole_lines(path) if json.loads(line)["step"] <= step] if path.exists() else []
