@@ -1,6 +1,7 @@
 """Refreshing the reward model during alignment: it learns what is judged, within its budget, and resumes bitwise."""
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from plaudit.rewards.model import ModelReward
 from plaudit.rewards.normalise import Running, normalised
 from plaudit.training import align
 from plaudit.training import refresh as refreshing
+from plaudit.training.align_job import AlignJob
 from plaudit.training.refresh import RewardRefresher
 from plaudit.training.results import TrainingResult
+from plaudit.training.run import Run
 from plaudit.training.trackers import read_metrics
 from tests.training.conftest import tiny_model
 from tests.training.test_align import PROMPTS, count_good, logged, settings, weights
@@ -137,6 +140,41 @@ def test_a_signal_while_it_learns_leaves_the_model_as_it_was(
     assert reward.rewards["proxy"].reward.frozen.digest == before
     resumed = run(config.model_copy(update={"resume": True}), fresh_reward(tokenizer_folder))
     assert logged(resumed) == logged(whole)
+
+
+@pytest.mark.parametrize("place", ["questions", "learning"])
+def test_a_signal_during_a_refresh_is_heeded_before_the_next_answers_are_sampled(
+    tokenizer_folder: str, tmp_path: Path, whole: TrainingResult, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In the last step of learning too, when the training of the reward model comes to its own end."""
+    config, collected = refreshed(tokenizer_folder, tmp_path / "part"), []
+    owner, name = (RewardRefresher, "_questions") if place == "questions" else (Run, "__exit__")
+    part, collect = getattr(owner, name), AlignJob.collect
+
+    def struck(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return part(*arguments)
+
+    def counted(self: AlignJob, iteration: int) -> Any:
+        collected.append(iteration)
+        return collect(self, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, struck)
+        patch.setattr(AlignJob, "collect", counted)
+        stopped = run(config, fresh_reward(tokenizer_folder))
+    assert (stopped.stopped_by, stopped.steps, collected) == ("SIGTERM", 2, [0, 1])
+    resumed = run(config.model_copy(update={"resume": True}), fresh_reward(tokenizer_folder))
+    assert logged(resumed) == logged(whole)
+
+
+def test_a_signal_ends_the_waiting_for_people(
+    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = refreshed(tokenizer_folder, tmp_path / "run", refresh_reward={"annotator": "queue", "wait": 3600.0})
+    monkeypatch.setattr("plaudit.rewards.annotators.time.sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    stopped = run(config, fresh_reward(tokenizer_folder))
+    assert (stopped.stopped_by, stopped.steps) == ("SIGTERM", 2)
 
 
 def test_people_s_late_answers_count_when_they_come(tokenizer_folder: str, tmp_path: Path) -> None:

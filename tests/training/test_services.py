@@ -191,6 +191,22 @@ def test_stop_request_takes_one_signal_and_gives_handlers_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_in_a_job_within_a_job_asks_both_and_a_second_one_is_not_swallowed() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert (outer.requested, inner.requested) == ("SIGTERM", "SIGTERM")
+            assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) == before
+    with StopRequest() as outer:
+        with StopRequest():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert outer.requested == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_precision() -> None:
     device = torch.device("cpu")
     layer = nn.Linear(4, 4)

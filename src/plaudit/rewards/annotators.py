@@ -126,6 +126,7 @@ class QueueAnnotator:
         poll: seconds between two looks.
         asked: questions without a judgement so far, by id.
         done: ids of the questions whose judgement was handed out, or that were skipped.
+        heed: is called before every look but the first; what it raises ends the waiting.
     """
 
     folder: Path
@@ -133,6 +134,7 @@ class QueueAnnotator:
     poll: float = 1.0
     asked: dict[str, Question] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
+    heed: Callable[[], object] = lambda: None
 
     takes_questions = True
 
@@ -147,6 +149,7 @@ class QueueAnnotator:
         found = self._collect()
         while not ids <= self.done and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(self.poll, left))
+            self.heed()
             found += self._collect()
         return found
 

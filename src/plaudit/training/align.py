@@ -191,11 +191,13 @@ def run_iteration(job: AlignJob, session: Session, journal: Journal, stop: StopR
     config, state = job.config, session.state
     stop.heed()  # before the next answers are sampled, which may take minutes
     if job.pending is None and job.refresher is not None and job.refresher.due(state.step):
-        refresh(job, job.refresher, state.step, journal)
+        refresh(job, job.refresher, state.step, journal, stop)
+        stop.heed()
     set_learning_rate(session.optimizer, schedule_factor(config, state.step))
     if job.pending is None:
         job.pending = job.collect(state.step)
     iteration = job.pending
+    stop.heed()
     if job.held_out and not state.evaluation:
         # Not earlier: a reward's running scale knows nothing before the first answers.
         evaluate(job, session, journal)
@@ -282,10 +284,10 @@ def evaluate(job: AlignJob, session: Session, journal: Journal) -> None:
     journal.log_evaluation(session.state.step, session.state.evaluation)
 
 
-def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, journal: Journal) -> None:
+def refresh(job: AlignJob, refresher: RewardRefresher, iteration: int, journal: Journal, stop: StopRequest) -> None:
     """Have some of the policy's answers judged, let the reward model learn from that, and say what it cost."""
     check_unchanged(job.reward)
-    found = refresher.refresh(job.text_policy, job.prompts, job.prompt_ids, iteration)
+    found = refresher.refresh(job.text_policy, job.prompts, job.prompt_ids, iteration, heed=stop.heed)
     shown = ""
     if "refresh/accuracy_after" in found:
         before, after = 100 * found["refresh/accuracy_before"], 100 * found["refresh/accuracy_after"]

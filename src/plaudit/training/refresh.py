@@ -9,7 +9,7 @@ arXiv:1909.08593, section 2.3; Bai et al. 2022, arXiv:2204.05862, section 4.5, "
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from plaudit.data.records import Comparison, Prompt, PromptRecord, preference_pa
 from plaudit.data.tokenising import TextTooLongError
 from plaudit.evaluation.metrics import pair_accuracy
 from plaudit.models.reward_model import RewardModel
-from plaudit.rewards.annotators import Annotator, Question, open_annotator
+from plaudit.rewards.annotators import Annotator, Question, QueueAnnotator, open_annotator
 from plaudit.rewards.base import Sample
 from plaudit.rewards.model import ModelReward
 from plaudit.rollout.generate import generate
@@ -90,7 +90,13 @@ class RewardRefresher:
         return iteration > self.last and iteration % self.settings.every == 0 and open_ones
 
     def refresh(
-        self, policy: TextPolicy, prompts: Sequence[PromptRecord], ids: Sequence[Sequence[int]], iteration: int
+        self,
+        policy: TextPolicy,
+        prompts: Sequence[PromptRecord],
+        ids: Sequence[Sequence[int]],
+        iteration: int,
+        *,
+        heed: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
         """One refresh.
 
@@ -99,6 +105,7 @@ class RewardRefresher:
             prompts: to draw from, with their token ids.
             ids: token ids of the prompts.
             iteration: that comes next.
+            heed: is called wherever a refresh can be broken off, and raises `RunStopped` to do that.
 
         Returns:
             what also stands in `unlogged`: `refresh/labels` so far, `refresh/comparisons` of this time (of
@@ -106,25 +113,30 @@ class RewardRefresher:
             model orders as they were judged.
 
         Raises:
-            RunStopped: if a signal came while the reward model was learning; it is as it was before.
+            RunStopped: if a signal came; reward model and annotator are as they were before.
         """
         seed = int(np.random.SeedSequence([self.config.seed, 0x4EF4, iteration]).generate_state(1)[0])
         questions = self._questions(policy, prompts, ids, iteration, seed)
         before: dict[str, Any] = getattr(self.annotator, "state_dict", dict)()
-        judged = self.annotator(questions)
-        metrics = {"refresh/asked": float(len(questions)), "refresh/comparisons": float(len(judged))}
-        if judged:
-            metrics["refresh/accuracy_before"] = self.accuracy(judged)
-            try:
+        if isinstance(self.annotator, QueueAnnotator):
+            self.annotator.heed = heed
+        metrics = {"refresh/asked": float(len(questions))}
+        try:
+            heed()
+            judged = self.annotator(questions)
+            metrics["refresh/comparisons"] = float(len(judged))
+            if judged:
+                heed()
+                metrics["refresh/accuracy_before"] = self.accuracy(judged)
                 self._learn(judged, iteration, seed)
-            except RunStopped:
-                # What was not learned from has to be handed out again when the run goes on.
-                if before:
-                    self.annotator.load_state_dict(before)  # type: ignore[attr-defined]
-                raise
-            metrics["refresh/accuracy_after"] = self.accuracy(judged)
-            self.new += judged
-            self.labels += len(judged)
+                metrics["refresh/accuracy_after"] = self.accuracy(judged)
+        except RunStopped:
+            # What was not learned from has to be handed out again when the run goes on.
+            if before:
+                self.annotator.load_state_dict(before)  # type: ignore[attr-defined]
+            raise
+        self.new += judged
+        self.labels += len(judged)
         self.asked += len(questions)
         self.refreshes, self.last = self.refreshes + 1, iteration
         self.unlogged = metrics | {"refresh/labels": float(self.labels)}

@@ -23,7 +23,8 @@ class RunStopped(Exception):
 class StopRequest:
     """A context in which the first SIGTERM or SIGINT sets `requested` to the signal's name and a second one kills.
 
-    The previous handlers come back on leaving. Outside the main thread, where Python forbids handlers, it never
+    The previous handlers come back on leaving. Where one is entered within another, for a job that is a part of
+    another, a signal asks both. Outside the main thread, where Python forbids handlers, it never
     requests anything.
 
     Attributes:
@@ -46,8 +47,9 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self.requested is None or self.patient:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def heed(self) -> None:
         """Stop here if there was a signal.
@@ -65,5 +67,12 @@ class StopRequest:
         if self.patient:
             return
         say(f"{self.requested}: saving a checkpoint before stopping (once more to stop at once)")
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        self._give_way()
+
+    def _give_way(self) -> None:
+        """Put back the handlers that a second signal goes to: past outer requests, which have heard it now as well."""
+        for number, handler in self._previous.items():
+            while isinstance(outer := getattr(handler, "__self__", None), StopRequest):
+                outer.requested = self.requested
+                handler = outer._previous[number]
+            signal.signal(number, handler)
