@@ -78,6 +78,9 @@ async def later(prompts, completions, **columns):
 
 both = combine({"short": (shorter, 2.0), "right": "numeric_match"})
 number = 3
+
+class Judge:
+    pass
 """
 
 
@@ -95,8 +98,16 @@ def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
     assert json.loads("1") == 1
     broken = tmp_path / "broken.py"
     broken.write_text("def shorter(completions:\n", encoding="utf-8")
+    failing = tmp_path / "failing.py"
+    failing.write_text("limit = 3\nlimits = [limit, mximum]\n", encoding="utf-8")
     for text, message in (
-        (f"{file}:longer", "has no attribute 'longer'"),
+        (f"{file}:longer", "json.py has no 'longer'"),
+        (f"{file}:shortr", "json.py has no 'shortr'; did you mean shorter?"),
+        (f"{file}:Judge", "is a class, not a function"),
+        (f"{failing}:limits", "failing.py, line 2: NameError: name 'mximum' is not defined"),
+        (f"{file}:shorter=6", "options of a function are given as `options`"),
+        (f"{file}", "which function of the file?"),
+        (f"{file}:", "which function of the file?"),
         (f"{file}:number", "is int, not a function"),
         (f"{tmp_path}/none.py:shorter", "there is no file"),
         (f"{broken}:shorter", "broken.py, line 1"),
@@ -113,6 +124,7 @@ def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
     [
         ("http://127.0.0.1:9/classify", {"timeuot": 3}, "no option 'timeuot'; did you mean timeout?"),
         ("http://127.0.0.1:9/classify", {"timeout": "long"}, "option timeout is 'long'"),
+        ("http://127.0.0.1:9/classify", {"pause": -1}, "retries and pause at least 0"),
         ("http://127.0.0.1:9/classify", {"protocol": "grpc"}, "option protocol is 'grpc'"),
         ("runs/reward/model", {"normalized": False}, "no option 'normalized'; did you mean normalised?"),
     ],

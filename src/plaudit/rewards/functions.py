@@ -1,11 +1,13 @@
 """Plain reward functions, `f(prompts, completions, **columns) -> list[float | None]`, sync and async."""
 
 import asyncio
+import difflib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -160,15 +162,28 @@ def function_named(text: str) -> Callable[..., Any]:
         ValueError: if there is no such file, module or function, it is no Python, or what is called so is no function.
     """
     place, _, attribute = text.rpartition(":")
+    own = place.endswith(".py")
+    hint = "" if own else "; a file of your own is named with its ending, file.py:function"
     try:
-        module = _module_in(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
-        found: Callable[..., Any] = getattr(module, attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        hint = "" if place.endswith(".py") else "; a file of your own is named with its ending, file.py:function"
-        raise ValueError(f"{text!r}: {error}{hint}") from None
-    if not callable(found):
-        raise ValueError(f"{text!r} is {type(found).__name__}, not a function")
+        module = _module_in(Path(place).resolve()) if own else importlib.import_module(place)
+    except Exception as error:  # whatever the code of somebody else raises
+        raise ValueError(f"{text!r}: {_said(error)}{hint}") from error
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        raise ValueError(f"{text!r}: {place} has no {attribute!r}" + (f"; did you mean {near[0]}?" if near else hint))
+    found: Callable[..., Any] = getattr(module, attribute)
+    if inspect.isclass(found) or not callable(found):
+        what = "a class" if inspect.isclass(found) else type(found).__name__
+        raise ValueError(f"{text!r} is {what}, not a function")
     return found
+
+
+def _said(error: Exception) -> str:
+    """What a module that could not be imported says, with the place in it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.filename == __file__ or last.filename.startswith("<frozen"):
+        return str(error)
+    return f"{Path(last.filename).name}, line {last.lineno}: {type(error).__name__}: {error}"
 
 
 @cache
@@ -181,7 +196,11 @@ def _module_in(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 

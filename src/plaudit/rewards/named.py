@@ -84,6 +84,10 @@ def named_reward(
         return _renamed(_build(rule, value if given else None, more, device), name)
     if names_function(text):
         return _own_function(text, name, more)
+    if names_function(rule):
+        raise ValueError(f"reward {text!r}: options of a function are given as `options`, not behind its name")
+    if re.search(r"\.py(:.*)?$", rule) and not Path(text).is_dir():
+        raise ValueError(f"reward {text!r}: which function of the file? Name it as file.py:function")
     near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.75)
     if given and not Path(text).exists():
         hint = f"; did you mean {near[0]}?" if near else "."

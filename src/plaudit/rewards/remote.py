@@ -126,10 +126,11 @@ class RemoteReward:
                     "/get_reward, or protocol="
                 )
             object.__setattr__(self, "protocol", found)
-        if self.batch_size < 1 or self.parallel < 1 or self.retries < 0 or not self.timeout > 0:
+        if self.batch_size < 1 or self.parallel < 1 or min(self.retries, self.pause) < 0 or not self.timeout > 0:
             raise ValueError(
-                f"batch_size {self.batch_size}, parallel {self.parallel}, retries {self.retries}, timeout "
-                f"{self.timeout}: batch size and parallel must be at least 1, retries at least 0, the time-out above 0"
+                f"batch_size {self.batch_size}, parallel {self.parallel}, retries {self.retries}, pause {self.pause}, "
+                f"timeout {self.timeout}: batch size and parallel must be at least 1, retries and pause at least 0, "
+                "the time-out above 0"
             )
 
     def __call__(self, samples: Sequence[Sample]) -> Score:
