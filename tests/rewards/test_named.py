@@ -1,14 +1,19 @@
 """Rewards as users write them."""
 
+import inspect
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plaudit.models.reward_model import RewardModelParts
+from plaudit.models.saving import load_reward_model
 from plaudit.rewards.base import Sample, as_reward
-from plaudit.rewards.named import RULES, named_reward, rule_table
+from plaudit.rewards.model import ModelReward
+from plaudit.rewards.named import MODEL_OPTIONS, RULES, named_reward, rule_table
 
 SAMPLE = Sample("p", "one, two! three = 3", columns={"answer": "#### 3", "gold": "4"})
 
@@ -68,13 +73,22 @@ def test_what_is_written_wrongly(text: str, message: str) -> None:
 
 
 OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
 from plaudit.rewards.combine import combine
+with open(__file__ + ".runs", "a") as file:
+    file.write("once ")
 
 def shorter(completions, than=3):
     return [float(len(text.split()) < than) for text in completions]
 
 async def later(prompts, completions, **columns):
     return [1.0 for _ in completions]
+
+@dataclass
+class Limit:
+    words: ClassVar[int] = 3
 
 both = combine({"short": (shorter, 2.0), "right": "numeric_match"})
 number = 3
@@ -95,6 +109,7 @@ def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
     assert named_reward(f"{file}:later").waits  # type: ignore[attr-defined]
     assert as_reward(f"{file}:both")([SAMPLE]).total.tolist() == [1.0]
     assert as_reward("plaudit.demo.pipeline:_gold")([SAMPLE]).valid.tolist() == [True]
+    assert file.with_name("json.py.runs").read_text() == "once "
     assert json.loads("1") == 1
     broken = tmp_path / "broken.py"
     broken.write_text("def shorter(completions:\n", encoding="utf-8")
@@ -117,6 +132,16 @@ def test_functions_of_ones_own_by_file_and_by_module(tmp_path: Path) -> None:
             as_reward(text)
     with pytest.raises(ValueError, match="no option 'then'; did you mean than"):
         named_reward(f"{file}:shorter", options={"then": 5})
+
+
+def test_the_options_of_a_model_are_those_that_open_one() -> None:
+    taken = {
+        *inspect.signature(ModelReward.from_pretrained).parameters,
+        *inspect.signature(load_reward_model).parameters,
+    }
+    taken -= {"name_or_folder", "name", "options", "changes"}
+    changes = {field.name for field in fields(RewardModelParts)}
+    assert taken <= set(MODEL_OPTIONS) <= taken | changes
 
 
 @pytest.mark.parametrize(

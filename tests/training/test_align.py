@@ -379,6 +379,27 @@ def test_the_reward_model_stays_frozen_and_may_start_the_critic(tokenizer_path: 
     assert weights_hash(reward_model) == before
     assert not any(parameter.requires_grad for parameter in reward_model.parameters())
 
+    def moved(*_: Any) -> None:
+        next(reward_model.parameters()).data.add_(1)
+
+    with pytest.raises(RuntimeError, match="changed"):  # before a checkpoint is written of such a run
+        run(config.model_copy(update={"overwrite": True}), reward_model, on_iteration=moved)
+
+
+def test_a_limit_on_the_divergence_of_an_update_ends_its_passes(
+    tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, take_step = [], AlignJob.take_step
+
+    def watched(job: AlignJob, iteration: Any) -> bool:
+        taken.append(take_step(job, iteration))
+        return taken[-1]
+
+    monkeypatch.setattr(AlignJob, "take_step", watched)
+    algorithm = {"name": "ppo", "epochs": 3, "minibatches": 1, "target_kl": 1e-12}
+    run_without_held_out(settings(tokenizer_path, tmp_path, iterations=1, algorithm=algorithm))
+    assert taken == [True, False]  # of three: before the first step nothing has diverged
+
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_the_policy_stays_while_its_critic_learns_alone(critic: str, tokenizer_path: str, tmp_path: Path) -> None:
@@ -397,7 +418,7 @@ def test_a_guard_stops_the_run_and_says_why(
     config = settings(
         tokenizer_path,
         tmp_path,
-        guards={"stop_kl": 0.05},
+        guards={"kl_limit": 0.04, "stop_kl": 0.05},
         save_every=None,
         iterations=30,
         optimizer={"learning_rate": 3e-2},
@@ -409,7 +430,9 @@ def test_a_guard_stops_the_run_and_says_why(
     assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [result.steps]
     assert result.model_folder is not None
     assert result.exit_code == 0
-    assert "past guards.stop_kl 0.05" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "past guards.stop_kl 0.05" in said
+    assert said.count("(guards.kl_limit 0.04)") == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
+from plaudit.rollout.generate import generate
 from plaudit.training import rollout_workers
 from plaudit.training.align import TrainingResult
 from plaudit.training.rollout_workers import PublishedWeights, RolloutWorkers
@@ -86,6 +87,28 @@ def test_stale_answers_are_learned_from_and_are_never_older_than_the_bound(
     assert staleness[0] == 0
     assert max(staleness) <= 2
     assert all(line.get("objective/rows_left_out", 0) == 0 for line in lines)
+
+
+def test_a_worker_leaves_signals_to_the_learner_which_saves_the_run(monkeypatch):
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    mine, theirs = Threads.Pipe()
+    mine.close()
+    rollout_workers.write_answers(None, None, theirs)
+    assert handlers == dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)
+
+
+def test_workers_sample_as_few_together_as_the_run_does(as_threads, tokenizer_path, tmp_path, monkeypatch):
+    together = []
+
+    def watched(*arguments, **options):
+        together.append(options["max_rows"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(rollout_workers, "generate", watched)
+    run(settings(tokenizer_path, tmp_path, iterations=2, max_rows=5, asynchronous={"workers": 1, "max_staleness": 0}))
+    assert together == [5, 5]
 
 
 def test_what_may_be_asked_for():

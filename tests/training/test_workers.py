@@ -55,8 +55,10 @@ def test_a_worker_that_dies_stops_the_run():
 def test_a_worker_that_fails_says_why(monkeypatch):
     pool = pool_of(2, env="NoSuchEnvironment-v0")
     receiver, sender = Pipe(duplex=False)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     work(pool.task, pool.agent.shared, 1, pool.stop, sender)
+    assert handlers == dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)  # the first process saves the run
     sender.close()
     pool._reports[receiver] = 1
     with pytest.raises(RuntimeError, match=r"worker 1 failed, so the run stops:\n(?s:.*)NoSuchEnvironment"):

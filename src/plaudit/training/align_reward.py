@@ -27,7 +27,7 @@ def check_unchanged(reward: Reward) -> None:
     """See that the models among the rewards are what they were.
 
     Raises:
-        ValueError: if the weights of one have changed.
+        RuntimeError: if the weights of one have changed.
     """
     if (check := getattr(reward, "check", None)) is not None:
         check()

@@ -234,8 +234,8 @@ def run_updates(job: GymJob) -> str:
             advance = partial(from_workers, job, pool, lambda: bool(stop.requested))
         while job.steps < config.total_steps:
             if stop.requested:
-                job.save()
                 trackers.flush()
+                job.save()
                 say(f"gym: stopped by {stop.requested} after step {job.steps}; go on with --resume")
                 return str(stop.requested)
             before = job.steps

@@ -10,7 +10,6 @@ With `max_staleness: 0` nothing overlaps and a run is, to the bit, the synchrono
 
 import copy
 import os
-import signal
 import threading
 import time
 import traceback
@@ -26,7 +25,7 @@ from plaudit.configs.generation import SamplingConfig
 from plaudit.models.causal_lm import CausalLM
 from plaudit.models.packed_attention import register_packed_attention
 from plaudit.rollout.generate import GenerationResult, generate
-from plaudit.training.workers import PATIENCE, how_it_ended
+from plaudit.training.workers import PATIENCE, how_it_ended, leave_signals
 
 
 class Request(NamedTuple):
@@ -97,7 +96,7 @@ class PublishedWeights:
 
 def write_answers(model: CausalLM, published: PublishedWeights, channel: Connection) -> None:
     """What runs in a worker's process: answer requests with the newest weights until the channel closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals()
     torch.set_num_threads(1)
     register_packed_attention()  # the model came by pickling, which registers nothing
     parent, iteration = os.getppid(), -1
@@ -184,7 +183,7 @@ class RolloutWorkers:
         for process, channel in zip(self._processes, self._channels, strict=True):
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
-                process.terminate()
+                process.kill()
             process.join()
             channel.close()
 

@@ -104,9 +104,9 @@ class Run:
         """Save the run as it stood before the step that was begun; returns the name of the signal."""
         self.settle()
         self.session.optimizer.zero_grad(set_to_none=True)
-        path = self.session.saved_path or self.session.save(self._step_randomness)
         if self.trackers is not None:
             self.trackers.flush()
+        path = self.session.saved_path or self.session.save(self._step_randomness)
         if self.processes.first:
             say(f"{self.label}: stopped by {self.stopping} after step {self.state.step}; go on with --resume ({path})")
         return str(self.stopping)

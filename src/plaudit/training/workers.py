@@ -68,9 +68,18 @@ class Report:
     error: str | None = None
 
 
+def leave_signals() -> None:
+    """Let a worker live through Ctrl-C and SIGTERM, which often reach every process: the first one ends the others.
+
+    A worker that died of the signal would stop a run that is about to save itself. It ends with the first process.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def work(task: WorkerTask, shared: SharedWeights, place: int, stop: torch.Tensor, reports: Connection) -> None:
     """What runs in a worker's process: play, learn, report, until all workers together have played enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
+    leave_signals()
     torch.set_num_threads(1)
     parent = os.getppid()
     try:
@@ -152,7 +161,7 @@ class WorkerPool:
         for process in self.processes:
             process.join(0.5)
             if process.is_alive():
-                process.terminate()
+                process.kill()
             process.join()
 
     def next_report(self, interrupted: Callable[[], bool] = lambda: False) -> Report | None:
