@@ -14,6 +14,7 @@ from plaudit.models.saving import load_reward_model
 from plaudit.rewards.base import Sample, as_reward
 from plaudit.rewards.model import ModelReward
 from plaudit.rewards.named import MODEL_OPTIONS, RULES, named_reward, rule_table
+from plaudit.rewards.remote import RemoteReward
 
 SAMPLE = Sample("p", "one, two! three = 3", columns={"answer": "#### 3", "gold": "4"})
 
@@ -172,3 +173,19 @@ def test_every_rule_has_formula_and_range_in_its_docstring_and_in_the_manual() -
 def test_the_table_names_every_option() -> None:
     rows = {name: options for name, options, _ in rule_table()}
     assert rows["length_penalty"] == "coefficient=0.01, free=0, unit='words'"
+
+
+def test_every_option_of_a_server_reaches_it() -> None:
+    options: dict[str, Any] = {
+        "protocol": "get_reward",
+        "model": "judge",
+        "outputs": {1: 0.5},
+        "batch_size": 3,
+        "parallel": 2,
+        "timeout": 7.0,
+        "retries": 1,
+        "pause": 0.25,
+        "headers": {"Authorization": "Bearer x"},
+        "extra": {"seed": 1},
+    }
+    assert named_reward("http://127.0.0.1:9/v1", options=options) == RemoteReward("http://127.0.0.1:9/v1", **options)

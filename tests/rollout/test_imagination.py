@@ -143,6 +143,8 @@ def test_real_play_carries_the_world_s_memory_and_forgets_it_at_an_end():
 
 def test_mixed_play_draws_a_controller_for_every_episode():
     play = MixedPlay(ObservationShape(4), 2)
+    play.end_episodes(torch.tensor([False, True, False]))  # also before anything was played
+    assert play.memory(3)[:, 0].tolist() == [-1.0, -1.0, -1.0]
     collector = Collector(make_environments("CartPole-v1", 8), seed=0)
     found = collector.collect(play, 200)
     lengths = torch.tensor(collector.episode_lengths)
