@@ -139,7 +139,7 @@ def test_one_step_by_hand_and_what_is_refused():
         heads.weight.copy_(torch.tensor([[1.0, 0.0], [2.0, 4.0]]))
     learner = HeadQ(HeadQConfig(backup="hard", discount=0.5, polyak=0.25), heads, torch.optim.SGD([heads.weight], lr=1))
     with torch.no_grad():
-        learner.target.weight.copy_(torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
+        learner.learned.target.weight.copy_(torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
     batch = new_trajectory(
         actions=torch.tensor([[0, 1]]),
         behaviour_logprobs=torch.zeros(1, 2),
@@ -152,11 +152,11 @@ def test_one_step_by_hand_and_what_is_refused():
     # y = 0.2 + 0.5 · max(3, 1) = 1.7, Q = 1, so δ = -0.7.
     assert metrics == pytest.approx({"value/loss": 0.245, "value/absolute_error": 0.7, "value/mean_value": 1.0})
     assert_close(heads.weight.detach(), torch.tensor([[1.7, 0.0], [2.0, 4.0]]))
-    assert_close(learner.target.weight, torch.tensor([[0.425, 2.25], [0.5, 1.75]]))
+    assert_close(learner.learned.target.weight, torch.tensor([[0.425, 2.25], [0.5, 1.75]]))
     other = HeadQ(learner.config, QHeads(2, 2))
-    other.optimizer = torch.optim.SGD(other.heads.parameters(), lr=1)
-    other.load_state_dict(copy.deepcopy(learner.state_dict()) | {"optimizer": other.optimizer.state_dict()})
-    assert torch.equal(other.target.weight, learner.target.weight)
+    other.learned.optimizer = torch.optim.SGD(other.learned.heads.parameters(), lr=1)
+    other.load_state_dict(copy.deepcopy(learner.state_dict()) | {"optimizer": other.learned.optimizer.state_dict()})
+    assert torch.equal(other.learned.target.weight, learner.learned.target.weight)
     with pytest.raises(NonFiniteError, match="Q-learning with a head"):
         learner.update(states, states, batch.with_fields(rewards=torch.full((1, 2), math.inf)))
     with pytest.raises(ValueError, match="the soft backup, and it alone"):

@@ -1,12 +1,11 @@
 """Q-learning on text with a value for every token of the vocabulary: the hard backup and the soft one."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.stepping import follow, guarded_step
+from plaudit.algorithms.followed_heads import FollowedHeads
 from plaudit.configs.q_learning import HeadQConfig
 from plaudit.core.q_learning import bootstrapped_targets, greedy_values, soft_values
 from plaudit.core.reduction import step_weights
@@ -32,16 +31,13 @@ class HeadQ:
 
     Attributes:
         config: every option.
-        heads, target: `θ` and `θ⁻`, which follows: `θ⁻ ← τ θ + (1 - τ) θ⁻`.
-        optimizer: over the heads.
+        learned: `θ`, `θ⁻` and their optimizer.
     """
 
     def __init__(self, config: HeadQConfig, heads: QHeads, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Learn these heads; Adam with the configured rate where no optimizer is given."""
         self.config = config
-        self.heads = heads
-        self.target = copy.deepcopy(heads).requires_grad_(False)
-        self.optimizer = optimizer or torch.optim.Adam(heads.parameters(), lr=config.learning_rate)
+        self.learned = FollowedHeads(heads, optimizer, learning_rate=config.learning_rate)
 
     def update(
         self,
@@ -68,35 +64,26 @@ class HeadQ:
         if (next_reference_logprobs is None) == (config.backup == "soft"):
             raise ValueError(f"backup: {config.backup}: the soft backup, and it alone, needs next_reference_logprobs")
         with torch.no_grad():
-            judged = self.target.action_values(next_states)
+            judged = self.learned.target.action_values(next_states)
             if next_reference_logprobs is None:
                 following = greedy_values(judged)
             else:
                 following = soft_values(judged, next_reference_logprobs, coefficient=config.kl_coefficient)
         loss, metrics = huber_td_loss(
-            self.heads.chosen(states, trajectory.actions),
+            self.learned.heads.chosen(states, trajectory.actions),
             bootstrapped_targets(trajectory.rewards, following, config.discount * trajectory.continues),
             mask,
             threshold=config.huber_threshold,
             reduction=step_weights(mask, "per_token", dtype=states.dtype) if weights is None else weights,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        guarded_step(self.optimizer, float(loss.detach()), max_norm=None, where="Q-learning with a head")
-        follow(self.target.parameters(), self.heads.parameters(), share=config.polyak)
+        self.learned.step(loss, share=config.polyak, where="Q-learning with a head")
         found = {f"value/{name}": float(metrics[name]) for name in ("absolute_error", "mean_value")}
         return {"value/loss": float(loss.detach())} | found
 
     def state_dict(self) -> dict[str, Any]:
         """Both heads and the optimizer."""
-        return {
-            "heads": self.heads.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return self.learned.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.heads.load_state_dict(state["heads"])
-        self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learned.load_state_dict(state)

@@ -1,12 +1,11 @@
 """Implicit (language) Q-learning: action values from recorded answers, without asking for one that was not recorded."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.stepping import follow, guarded_step
+from plaudit.algorithms.followed_heads import FollowedHeads
 from plaudit.configs.q_learning import ImplicitQConfig
 from plaudit.core.logprobs import token_logprobs
 from plaudit.core.q_learning import bootstrapped_targets, expectile_loss
@@ -29,16 +28,13 @@ class ImplicitQ:
 
     Attributes:
         config: every option.
-        heads, target: `θ` and `θ⁻`.
-        optimizer: over the heads.
+        learned: `θ`, `θ⁻` and their optimizer.
     """
 
     def __init__(self, config: ImplicitQConfig, heads: QHeads, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Learn these heads; Adam with the configured rate where no optimizer is given."""
         self.config = config
-        self.heads = heads
-        self.target = copy.deepcopy(heads).requires_grad_(False)
-        self.optimizer = optimizer or torch.optim.Adam(heads.parameters(), lr=config.learning_rate)
+        self.learned = FollowedHeads(heads, optimizer, learning_rate=config.learning_rate)
 
     def update(
         self, states: Tensor, next_states: Tensor, trajectory: Trajectory, *, weights: Tensor | None = None
@@ -56,36 +52,27 @@ class ImplicitQ:
         config, mask, actions = self.config, trajectory.mask, trajectory.actions
         reduction = step_weights(mask, "per_token", dtype=states.dtype) if weights is None else weights
         with torch.no_grad():
-            following = self.heads.values(next_states)
-            judged = self.target.chosen(states, actions)
+            following = self.learned.heads.values(next_states)
+            judged = self.learned.target.chosen(states, actions)
         targets = bootstrapped_targets(trajectory.rewards, following, config.discount * trajectory.continues)
-        chosen = self.heads.chosen(states, actions)
+        chosen = self.learned.heads.chosen(states, actions)
         q_loss, _ = squared_value_loss(chosen, targets, mask, reduction=reduction)
         v_loss, metrics = expectile_loss(
-            self.heads.values(states), judged, mask, expectile=config.expectile, reduction=reduction
+            self.learned.heads.values(states), judged, mask, expectile=config.expectile, reduction=reduction
         )
         loss = q_loss + v_loss
         if config.conservative_coefficient:
             flat = states.flatten(0, -2)
-            surprise = -token_logprobs(flat, self.heads.weight, actions.flatten()).view(actions.shape)
+            surprise = -token_logprobs(flat, self.learned.heads.weight, actions.flatten()).view(actions.shape)
             loss = loss + config.conservative_coefficient * reduce_steps(surprise, mask, reduction)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        guarded_step(self.optimizer, float(loss.detach()), max_norm=None, where="implicit Q-learning")
-        follow(self.target.parameters(), self.heads.parameters(), share=config.polyak)
+        self.learned.step(loss, share=config.polyak, where="implicit Q-learning")
         found = {"value/loss": float(v_loss.detach()), "value/q_loss": float(q_loss.detach())}
         return found | {f"value/{name}": float(value) for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Both heads and the optimizer."""
-        return {
-            "heads": self.heads.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return self.learned.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.heads.load_state_dict(state["heads"])
-        self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learned.load_state_dict(state)
