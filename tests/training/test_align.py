@@ -176,6 +176,43 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     assert resumed.metrics == whole.metrics
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_pieces(
+    tokenizer_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of an iteration: the same answers, and weights that differ by rounding alone."""
+    options = ALGORITHMS["grpo"]
+    whole = run(settings(tokenizer_path, tmp_path / "whole", **options))
+    taken, original = 0, AlignJob.take_step
+
+    def interrupted(job: AlignJob, iteration: Any) -> bool:
+        nonlocal taken
+        taken += 1
+        if taken == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return original(job, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignJob, "take_step", interrupted)
+        run(settings(tokenizer_path, tmp_path / "part", **options))
+    budgets = []
+
+    def watched(job: AlignJob, iteration: Any) -> bool:
+        budgets.append((job.text_policy.token_budget, job.text_policy.max_rows))
+        return original(job, iteration)
+
+    monkeypatch.setattr(AlignJob, "take_step", watched)
+    smaller = {"tokens_per_micro_batch": 16, "max_rows": 2, "gradient_checkpointing": True}
+    capsys.readouterr()
+    resumed = run(settings(tokenizer_path, tmp_path / "part", resume=True, **smaller, **options))
+    assert "gradient_checkpointing, max_rows, tokens_per_micro_batch: the run goes on in" in capsys.readouterr().err
+    assert set(budgets) == {(16, 2)}
+    samples = [read_metrics(each.output / "samples.jsonl") for each in (whole, resumed)]
+    assert [row["completion"] for row in samples[0]] == [row["completion"] for row in samples[1]]
+    ours, theirs = weights(resumed), weights(whole)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, atol=1e-4, rtol=1e-3)
+
+
 def test_an_engine_samples_with_the_weights_of_every_iteration(tokenizer_path: str, tmp_path: Path) -> None:
     config = settings(tokenizer_path, tmp_path / "own")
     own = run_without_held_out(config)

@@ -48,6 +48,8 @@ FREE_KEYS = frozenset(
     }
 )
 LENGTH_KEYS = frozenset({"epochs", "max_steps", "iterations", "total_steps"})
+MEMORY_KEYS = frozenset({"tokens_per_micro_batch", "max_rows", "gradient_checkpointing"})
+"""How much goes through the network at once, not what: a run that ran out of memory goes on with less."""
 
 
 class Stateful(Protocol):
@@ -234,7 +236,7 @@ class Session:
 
 
 def compare_configurations(saved: dict[str, Any], config: FolderConfig, path: Path) -> None:
-    """See that a run goes on as it was begun: other places, limits and lengths may change, nothing else.
+    """See that a run goes on as it was begun: other places, limits, lengths and pieces may change, nothing else.
 
     Args:
         saved: the checkpoint's configuration as JSON holds it.
@@ -246,12 +248,17 @@ def compare_configurations(saved: dict[str, Any], config: FolderConfig, path: Pa
     """
     now = json.loads(config.model_dump_json())
     changed = [key for key in sorted(now.keys() | saved.keys()) if now.get(key) != saved.get(key)]
-    refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS]
+    refused = [key for key in changed if key not in FREE_KEYS | LENGTH_KEYS | MEMORY_KEYS]
     if refused:
         details = "; ".join(line for key in refused for line in _differences(key, saved.get(key), now.get(key)))
         raise ValueError(f"{path}: cannot go on with another configuration ({details}); put it back or start afresh")
     if LENGTH_KEYS & set(changed):
         warn("the length of the run was changed, so its learning-rate schedule goes on along the new length")
+    if pieces := sorted(MEMORY_KEYS & set(changed)):
+        warn(
+            f"{', '.join(pieces)}: the run goes on in other pieces than it was begun in; sums are rounded differently "
+            "and dropout draws other numbers, so the run is the same only within that"
+        )
 
 
 def _differences(key: str, then: Any, now: Any) -> list[str]:
