@@ -128,6 +128,8 @@ def _draw_run(
         linewidth=1.4,
         label=run,
     )
+    # A legend looks for a place without lines, and does not see bars.
+    axes.plot(np.stack([distance, distance]), np.stack([values - bars[0], values + bars[1]]), alpha=0)
     fitted = comparison.fits.get((run, reward))
     if fitted is None:
         if run == BEST_OF_N:
